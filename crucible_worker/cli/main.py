@@ -1,0 +1,91 @@
+"""Finds the command, parses its arguments, and turns our errors into one line and an exit code."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from crucible_worker import __version__
+from crucible_worker.errors import ExitCode, ExitError
+
+COMMANDS: Mapping[str, str] = {
+    "run": "pull tasks from the queue and run them (the default)",
+    "exec": "run files in the same sandbox, without a queue",
+    "submit": "put files into the queue, and wait for their verdicts",
+    "queue": "serve the embedded queue",
+    "demo": "show a queue, a worker and a handful of evaluations",
+    "image": "build or check the sandbox image, offline",
+    "healthcheck": "ask a running worker whether it is healthy",
+    "version": "print the version",
+}
+
+
+class Command(Protocol):
+    """What a module of this folder offers. `arguments` declares its flags; `run` returns the exit code."""
+
+    EXAMPLE: str
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's flags to `parser`."""
+
+    def run(self, args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+        """Do it. May raise ExitError."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ExitError(ExitCode.USAGE, f"{message}. See '{self.prog} --help'.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line. Returns the exit code; prints errors as one line on stderr."""
+    name, rest = _split(argv)
+    try:
+        if name is None:
+            print(_overview())
+            return ExitCode.OK
+        if name not in COMMANDS:
+            raise ExitError(ExitCode.USAGE, f"unknown command '{name}'. Known: {', '.join(COMMANDS)}.")
+        command: Command = importlib.import_module(f"crucible_worker.cli.{name}_command")  # type: ignore[assignment]
+        parser = _Parser(
+            prog=f"crucible-worker {name}",
+            description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
+            epilog=command.EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.arguments(parser)
+        return command.run(parser.parse_args(rest), os.environ)
+    except ExitError as error:
+        print(f"crucible-worker: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone. Die as other Unix filters do, silently.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+        return ExitCode.FAILED
+
+
+def _split(argv: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The command's name and its arguments; None asks for the overview."""
+    if argv and argv[0] in {"-h", "--help", "help"}:
+        return None, []
+    if argv and argv[0] == "--version":
+        return "version", argv[1:]
+    if not argv or argv[0].startswith("-"):
+        return "run", argv
+    return argv[0], argv[1:]
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<13} {summary}" for name, summary in COMMANDS.items())
+    return (
+        f"crucible-worker {__version__}: runs untrusted evaluation code from a queue in Docker or gVisor sandboxes.\n\n"
+        f"Usage: crucible-worker.pyz [COMMAND] [OPTIONS]\n\n{rows}\n\n"
+        "crucible-worker.pyz COMMAND --help shows a command's options, with an example."
+    )
