@@ -3,8 +3,9 @@
 import sys
 
 
-def main():  # type: ignore[no-untyped-def] # noqa: ANN201, D103
-    if sys.version_info < (3, 11):
+def main() -> None:
+    """Refuse a Python that is too old, then run the command line."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - the interpreter is the host's, not the one pip chose
         sys.stderr.write(
             "crucible-worker needs Python 3.11 or newer, and this is {}.{}. Start it with a newer python3.\n".format(
                 *sys.version_info[:2]

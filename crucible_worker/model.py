@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# What a task gets where it says nothing; fixed by the Queue Service's protocol.
+DEFAULT_LANGUAGE = "python"
+DEFAULT_ENGINE = "docker"
+DEFAULT_TIMEOUT = 30.0
+
 
 class Status(enum.StrEnum):
     """How an evaluation ended, in the platform's words."""
@@ -64,9 +69,9 @@ class Task:
 
     eval_id: str
     code: str
-    language: str = "python"
-    engine: str = "docker"
-    timeout: float = 30.0
+    language: str = DEFAULT_LANGUAGE
+    engine: str = DEFAULT_ENGINE
+    timeout: float = DEFAULT_TIMEOUT
     lease: Lease | None = None
     stdin: str = ""
 
@@ -95,8 +100,8 @@ class Task:
         return cls(
             eval_id=eval_id,
             code=text("code", ""),
-            language=text("language", cls.language),
-            engine=text("engine", cls.engine),
+            language=text("language", DEFAULT_LANGUAGE),
+            engine=text("engine", DEFAULT_ENGINE),
             timeout=_timeout(document.get("timeout"), eval_id),
             lease=_lease(document.get("lease")),
             stdin=text("stdin", ""),
@@ -110,7 +115,7 @@ def _kind(value: object) -> str:
 
 def _timeout(value: object, eval_id: str) -> float:
     if value is None:
-        return Task.timeout
+        return DEFAULT_TIMEOUT
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidTaskError(f"timeout must be a number of seconds, not {_kind(value)}", eval_id)
     if math.isnan(value) or value <= 0:

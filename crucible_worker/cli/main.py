@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from crucible_worker import __version__
 from crucible_worker.errors import ExitCode, ExitError
@@ -36,7 +36,7 @@ class Command(Protocol):
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         raise ExitError(ExitCode.USAGE, f"{message}. See '{self.prog} --help'.")
 
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
             return ExitCode.OK
         if name not in COMMANDS:
             raise ExitError(ExitCode.USAGE, f"unknown command '{name}'. Known: {', '.join(COMMANDS)}.")
-        command: Command = importlib.import_module(f"crucible_worker.cli.{name}_command")  # type: ignore[assignment]
+        command: Command = importlib.import_module(f"crucible_worker.cli.{name}_command")
         parser = _Parser(
             prog=f"crucible-worker {name}",
             description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
