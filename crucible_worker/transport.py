@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from crucible_worker import __version__
 from crucible_worker.errors import ExitCode, ExitError, KeyRefusedError, RejectedError, RetryError
@@ -95,7 +95,7 @@ class _Deadline:
             except OSError:
                 return
 
-    def __enter__(self) -> "_Deadline":
+    def __enter__(self) -> Self:
         self._timer.start()
         return self
 
@@ -186,9 +186,12 @@ class HttpTransport:
         if key := self._api_key():
             sent["X-API-Key"] = key
         request = urllib.request.Request(url, body, sent | dict(headers or {}), method=method)  # noqa: S310 - checked by settings
-        with _Deadline(deadline) as limit, _faults(limit):
-            with self._opener(limit).open(request, timeout=deadline) as answer:
-                return Response(answer.status, _lower(answer.headers), _read(answer))
+        with (
+            _Deadline(deadline) as limit,
+            _faults(limit),
+            self._opener(limit).open(request, timeout=deadline) as answer,
+        ):
+            return Response(answer.status, _lower(answer.headers), _read(answer))
 
     def _opener(self, deadline: _Deadline) -> urllib.request.OpenerDirector:
         opener = urllib.request.OpenerDirector()

@@ -1,0 +1,149 @@
+"""The program inside the sandbox: takes one frame, runs it as `python main.py` would, and says how it ended.
+
+It is PID 1 there and imports only what every Python has. The conversation, over the container's own streams:
+
+    stdout  R                      the interpreter is up and waits for its frame
+    stdin   two lengths, code, stdin of the code (see `output.frame`)
+    stdout  S + 16 random bytes    the code starts now; all that follows is the code's own output
+    stdout  the same 16 bytes + E + exit code, or + K + signal number: the last bytes of all
+
+The random bytes come into being after the fork, so the code's process has never held them. They only tell a trailer
+from output; what the trailer says is believed only where the daemon's own exit code agrees.
+"""
+
+import os
+import signal
+import struct
+import sys
+import types
+
+HOME = "/sandbox"
+MAIN = HOME + "/main.py"
+
+
+def read(size):
+    """Exactly `size` bytes of the frame; the worker's end of file means there is nothing to do."""
+    parts = []
+    while size:
+        part = os.read(0, min(size, 1 << 20))
+        if not part:
+            os._exit(0)
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def store(path, data):
+    """A new file with `data`, open for reading from its start."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def supervise(child):
+    """Wait for the code as PID 1 does, reaping orphans; then end whatever it left and return its wait status."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            break
+    try:
+        os.kill(-1, signal.SIGKILL)
+        while True:
+            os.wait()
+    except OSError:
+        return status
+
+
+def become_program(stdin_fd):
+    """Turn this forked process into what the code expects to find itself in."""
+    os.setsid()
+    os.dup2(stdin_fd, 0)
+    os.closerange(3, 256)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        # Out of memory shall hit the code, not the supervisor that reports it.
+        with open("/proc/self/oom_score_adj", "w") as adjust:
+            adjust.write("1000")
+    except OSError:
+        pass
+    os.chdir(HOME)
+    sys.argv = [MAIN]
+    sys.orig_argv = [sys.executable, MAIN]
+    sys.path[0] = HOME
+    # Lines reach the worker as they are printed, so a timeout shows how far the code came.
+    sys.stdout.reconfigure(line_buffering=True)
+
+
+def execute(source):
+    """Run `source` as the main module. Tracebacks begin at its own first frame."""
+    from importlib.machinery import SourceFileLoader
+
+    main = types.ModuleType("__main__")
+    main.__file__ = MAIN
+    main.__loader__ = SourceFileLoader("__main__", MAIN)
+    main.__builtins__ = sys.modules["builtins"]
+    main.__annotations__ = {}
+    main.__cached__ = None
+    sys.modules["__main__"] = main
+    frames = 0
+    try:
+        code = compile(source, MAIN, "exec", dont_inherit=True)
+        del source
+        frames = 1
+        exec(code, main.__dict__)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        report(error, error.__traceback__.tb_next if frames else None)
+
+
+def report(error, traceback):
+    """Show an uncaught exception and end as the interpreter would."""
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, traceback
+    try:
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+    except BaseException:
+        sys.__excepthook__(type(error), error, traceback)
+    if isinstance(error, KeyboardInterrupt):
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    raise SystemExit(1)
+
+
+def main():
+    """Talk to the worker; returns in the child only, with the code to run."""
+    os.write(1, b"R")
+    code_size, stdin_size = struct.unpack(">QQ", read(16))
+    source = read(code_size)
+    os.close(store(MAIN, source))
+    stdin_fd = store(HOME + "/.stdin", read(stdin_size))
+    os.unlink(HOME + "/.stdin")
+    start_read, start_write = os.pipe()
+    signal.pthread_sigmask(signal.SIG_SETMASK, range(1, signal.NSIG))
+    child = os.fork()
+    if child == 0:
+        os.close(start_write)
+        os.read(start_read, 1)
+        become_program(stdin_fd)
+        return source
+    secret = os.urandom(16)
+    os.write(1, b"S" + secret)
+    os.close(start_write)
+    os.close(stdin_fd)
+    status = supervise(child)
+    os.set_blocking(1, True)
+    if os.WIFSIGNALED(status):
+        os.write(1, secret + b"K" + bytes([os.WTERMSIG(status)]))
+        os._exit(128 + os.WTERMSIG(status))
+    os.write(1, secret + b"E" + bytes([os.WEXITSTATUS(status)]))
+    os._exit(os.WEXITSTATUS(status))
+
+
+if __name__ == "__main__":
+    execute(main())

@@ -1,0 +1,162 @@
+"""What the worker reads from a sandbox: Docker's multiplexed stream, our conversation in it, bounded capture."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from crucible_worker.model import Captured
+
+STDOUT, STDERR = 1, 2
+_SECRET = 16
+_PREFIX = 1 + 1 + _SECRET
+_TRAILER = _SECRET + 2
+
+
+def frame(code: bytes, stdin: bytes = b"") -> bytes:
+    """The one message to a sandbox: two big-endian 64-bit lengths, the code, and what it reads on stdin."""
+    return struct.pack(">QQ", len(code), len(stdin)) + code + stdin
+
+
+class Demultiplexer:
+    """Splits an attached stream into (stream, bytes): 8-byte headers, then payload (Docker API, ContainerAttach)."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        self._stream = 0
+        self._left = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, memoryview]]:
+        """Take in bytes as they come, cut anywhere; yield their payloads."""
+        view = memoryview(data)
+        while view:
+            if not self._left:
+                need = 8 - len(self._header)
+                self._header += bytes(view[:need])
+                view = view[need:]
+                if len(self._header) == 8:
+                    self._stream, self._left = struct.unpack(">BxxxL", self._header)
+                    self._header = b""
+                continue
+            payload = view[: self._left]
+            self._left -= len(payload)
+            view = view[len(payload) :]
+            yield self._stream, payload
+
+
+class Capture:
+    """Keeps at most `limit` bytes of a stream, the first half and the last, and counts them all."""
+
+    def __init__(self, limit: int) -> None:
+        self._half = max(limit // 2, 1)
+        self._head = bytearray()
+        self._tail = bytearray()
+        self.total = 0
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Take in the next bytes of the stream."""
+        self.total += len(data)
+        room = self._half - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+            data = data[room:]
+        self._tail += data[-self._half :]
+        if len(self._tail) > 2 * self._half:
+            del self._tail[: -self._half]
+
+    def captured(self) -> Captured:
+        """What was kept, with a line between head and tail that counts what was not."""
+        tail = bytes(self._tail[-self._half :])
+        omitted = self.total - len(self._head) - len(tail)
+        if not omitted:
+            return Captured(bytes(self._head) + tail, self.total)
+        head, tail = _whole_characters(bytes(self._head), tail)
+        omitted = self.total - len(head) - len(tail)
+        return Captured(head + b"\n[... %d bytes omitted ...]\n" % omitted + tail, self.total, truncated=True)
+
+
+def _whole_characters(head: bytes, tail: bytes) -> tuple[bytes, bytes]:
+    """Both sides of a cut without the halves of a UTF-8 character that it went through."""
+    for back in range(1, min(4, len(head)) + 1):
+        byte = head[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        length = 2 if byte >> 5 == 0b110 else 3 if byte >> 4 == 0b1110 else 4 if byte >> 3 == 0b11110 else 1
+        if length > back:
+            head = head[:-back]
+        break
+    start = next((i for i, byte in enumerate(tail[:4]) if byte & 0xC0 != 0x80), 0)
+    return head, tail[start:]
+
+
+@dataclass(frozen=True, slots=True)
+class Trailer:
+    """What the supervisor in the sandbox said of the code's end: an exit code, or the signal that killed it."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+class Conversation:
+    """Follows one sandbox's side of the protocol that `boot` describes, and captures the rest as output."""
+
+    def __init__(self, limit: int) -> None:
+        self.stdout = Capture(limit)
+        self.stderr = Capture(limit)
+        self._demultiplexer = Demultiplexer()
+        self._prefix = b""
+        self._held = b""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the interpreter in the sandbox is up."""
+        return self._prefix[:1] == b"R"
+
+    @property
+    def started(self) -> bool:
+        """Whether the code has been started."""
+        return len(self._prefix) == _PREFIX and self._prefix[:2] == b"RS"
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of both streams so far."""
+        return self.stdout.total + self.stderr.total
+
+    def feed(self, data: bytes) -> None:
+        """Take in bytes of the attached stream."""
+        for stream, payload in self._demultiplexer.feed(data):
+            if stream == STDERR:
+                self.stderr.add(payload)
+            elif stream == STDOUT:
+                self._stdout(payload)
+
+    def _stdout(self, payload: memoryview) -> None:
+        need = _PREFIX - len(self._prefix)
+        if need:
+            self._prefix += bytes(payload[:need])
+            payload = payload[need:]
+        if len(payload) >= _TRAILER:
+            self.stdout.add(self._held)
+            self.stdout.add(payload[:-_TRAILER])
+            self._held = bytes(payload[-_TRAILER:])
+        elif payload:
+            held = self._held + bytes(payload)
+            self.stdout.add(held[:-_TRAILER])
+            self._held = held[-_TRAILER:]
+
+    def finish(self) -> Trailer | None:
+        """Call once at the end of the stream. Returns the supervisor's trailer, if its last bytes are one."""
+        held, self._held = self._held, b""
+        secret = self._prefix[2:]
+        if self.started and len(held) == _TRAILER and held.startswith(secret):
+            kind, value = held[_SECRET : _SECRET + 1], held[-1]
+            if kind == b"E":
+                return Trailer(exit_code=value)
+            if kind == b"K":
+                return Trailer(signal=value)
+        if self.started:
+            self.stdout.add(held)
+        else:
+            # Something else than our program wrote this: the runtime's or the image's complaint belongs with the errors.
+            self.stderr.add(self._prefix[self.ready :])
+            self.stderr.add(held)
+        return None
