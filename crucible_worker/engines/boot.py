@@ -21,7 +21,7 @@ HOME = "/sandbox"
 MAIN = HOME + "/main.py"
 
 
-def read(size):
+def read(size: int) -> bytes:
     """Exactly `size` bytes of the frame; the worker's end of file means there is nothing to do."""
     parts = []
     while size:
@@ -33,7 +33,7 @@ def read(size):
     return b"".join(parts)
 
 
-def store(path, data):
+def store(path: str, data: bytes) -> int:
     """A new file with `data`, open for reading from its start."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     view = memoryview(data)
@@ -43,7 +43,7 @@ def store(path, data):
     return fd
 
 
-def supervise(child):
+def supervise(child: int) -> int:
     """Wait for the code as PID 1 does, reaping orphans; then end whatever it left and return its wait status."""
     while True:
         pid, status = os.wait()
@@ -57,13 +57,11 @@ def supervise(child):
         return status
 
 
-def become_program(stdin_fd):
+def become_program(stdin_fd: int) -> None:
     """Turn this forked process into what the code expects to find itself in."""
     os.setsid()
     os.dup2(stdin_fd, 0)
     os.closerange(3, 256)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         # Out of memory shall hit the code, not the supervisor that reports it.
@@ -76,33 +74,35 @@ def become_program(stdin_fd):
     sys.orig_argv = [sys.executable, MAIN]
     sys.path[0] = HOME
     # Lines reach the worker as they are printed, so a timeout shows how far the code came.
-    sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def execute(source):
+def execute(source: bytes) -> None:
     """Run `source` as the main module. Tracebacks begin at its own first frame."""
     from importlib.machinery import SourceFileLoader
 
     main = types.ModuleType("__main__")
-    main.__file__ = MAIN
-    main.__loader__ = SourceFileLoader("__main__", MAIN)
-    main.__builtins__ = sys.modules["builtins"]
-    main.__annotations__ = {}
-    main.__cached__ = None
+    main.__dict__.update(
+        __file__=MAIN,
+        __cached__=None,
+        __loader__=SourceFileLoader("__main__", MAIN),
+        __builtins__=sys.modules["builtins"],
+        __annotations__={},
+    )
     sys.modules["__main__"] = main
-    frames = 0
     try:
         code = compile(source, MAIN, "exec", dont_inherit=True)
-        del source
-        frames = 1
+    except BaseException as error:
+        return report(error, None)
+    try:
         exec(code, main.__dict__)
     except SystemExit:
         raise
     except BaseException as error:
-        report(error, error.__traceback__.tb_next if frames else None)
+        report(error, error.__traceback__ and error.__traceback__.tb_next)
 
 
-def report(error, traceback):
+def report(error: BaseException, traceback: "types.TracebackType | None") -> None:
     """Show an uncaught exception and end as the interpreter would."""
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, traceback
     try:
@@ -116,7 +116,7 @@ def report(error, traceback):
     raise SystemExit(1)
 
 
-def main():
+def main() -> bytes:
     """Talk to the worker; returns in the child only, with the code to run."""
     os.write(1, b"R")
     code_size, stdin_size = struct.unpack(">QQ", read(16))
@@ -125,7 +125,7 @@ def main():
     stdin_fd = store(HOME + "/.stdin", read(stdin_size))
     os.unlink(HOME + "/.stdin")
     start_read, start_write = os.pipe()
-    signal.pthread_sigmask(signal.SIG_SETMASK, range(1, signal.NSIG))
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     child = os.fork()
     if child == 0:
         os.close(start_write)

@@ -156,7 +156,7 @@ class Conversation:
         if self.started:
             self.stdout.add(held)
         else:
-            # Something else than our program wrote this: the runtime's or the image's complaint belongs with the errors.
+            # Not our program wrote this but the runtime or the image: it belongs with the errors.
             self.stderr.add(self._prefix[self.ready :])
             self.stderr.add(held)
         return None

@@ -1,0 +1,125 @@
+"""The sandbox's isolation as one pure function: limits in, the Docker Engine's container configuration out.
+
+Field names are those of the Docker Engine API 1.41 (ContainerCreate), the oldest that is supported. Nothing here can be
+loosened by a task or a setting: callers choose sizes, an image and a runtime, and no more.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from crucible_worker.model import Limits
+
+USER = "65534:65534"  # nobody, in every distribution
+PLAIN_RUNTIME = "runc"
+# gVisor counts its own threads against the pids limit: with 64, a fork bomb kills the sandbox instead of failing in it.
+RUNTIME_THREADS = 256
+SHM_BYTES = 16 << 20
+# The supervisor stays below the code's own 1000, so that running out of memory hits the code.
+SUPERVISOR_OOM_SCORE = 500
+
+
+def container_config(
+    *, image: str, runtime: str, limits: Limits, labels: Mapping[str, str], boot: str
+) -> dict[str, Any]:
+    """The body of POST /containers/create for a sandbox. `boot` is the source of the program in it."""
+    return {
+        "Image": image,
+        "Entrypoint": ["python3", "-c", boot],
+        "Cmd": [],
+        "User": USER,
+        "WorkingDir": "/sandbox",
+        "Hostname": "sandbox",
+        "Domainname": "",
+        "Env": ["HOME=/sandbox", "TMPDIR=/tmp", "LANG=C.UTF-8"],
+        "Labels": dict(labels),
+        "Healthcheck": {"Test": ["NONE"]},
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "Tty": False,
+        "StopSignal": "SIGKILL",
+        "HostConfig": _host_config(runtime, limits),
+    }
+
+
+def _host_config(runtime: str, limits: Limits) -> dict[str, Any]:
+    own_threads = 1 if runtime == PLAIN_RUNTIME else RUNTIME_THREADS
+    tmpfs = f"rw,nosuid,nodev,noexec,size={limits.tmp_bytes},uid=65534,gid=65534"
+    return {
+        "Runtime": runtime,
+        "Privileged": False,
+        "CapDrop": ["ALL"],
+        "CapAdd": [],
+        "SecurityOpt": ["no-new-privileges"],
+        "ReadonlyRootfs": True,
+        "Tmpfs": {"/sandbox": f"{tmpfs},mode=0755", "/tmp": f"{tmpfs},mode=1777"},  # noqa: S108 - in the sandbox
+        "NetworkMode": "none",
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "PidMode": "",
+        "UTSMode": "",
+        "UsernsMode": "",
+        "Memory": limits.memory_bytes,
+        "MemorySwap": limits.memory_bytes,
+        "OomKillDisable": False,
+        "OomScoreAdj": SUPERVISOR_OOM_SCORE,
+        "NanoCpus": round(limits.cpus * 1_000_000_000),
+        "PidsLimit": limits.processes + own_threads,
+        "ShmSize": SHM_BYTES,
+        "Ulimits": [
+            {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
+            {"Name": "fsize", "Soft": limits.file_bytes, "Hard": limits.file_bytes},
+            {"Name": "core", "Soft": 0, "Hard": 0},
+        ],
+        "LogConfig": {"Type": "none", "Config": {}},
+        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        "AutoRemove": False,
+        "Binds": [],
+        "Mounts": [],
+        "VolumesFrom": [],
+        "Devices": [],
+        "DeviceRequests": [],
+        "DeviceCgroupRules": [],
+        "GroupAdd": [],
+        "Links": [],
+        "ExtraHosts": [],
+        "PortBindings": {},
+        "PublishAllPorts": False,
+        "Sysctls": {},
+        "CgroupParent": "",
+    }
+
+
+def violations(requested: Mapping[str, Any], effective: Mapping[str, Any]) -> list[str]:
+    """How the container that the daemon made (ContainerInspect) differs from the one that was asked for.
+
+    Daemon defaults, authorisation plugins and old engines drop or change fields silently. Empty means it is as asked.
+    """
+    wanted, made = requested["HostConfig"], effective.get("HostConfig") or {}
+    found = [
+        f"{key} is {made.get(key)!r} instead of {value!r}"
+        for key, value in wanted.items()
+        if not _same(key, value, made.get(key))
+    ]
+    config = effective.get("Config") or {}
+    found += [
+        f"{key} is {config.get(key)!r} instead of {requested[key]!r}"
+        for key in ("User", "Entrypoint", "Tty")
+        if config.get(key) != requested[key]
+    ]
+    found += [f"{key} is emptied" for key in ("MaskedPaths", "ReadonlyPaths") if made.get(key) == []]
+    found += [f"a volume is mounted at {mount.get('Destination')}" for mount in effective.get("Mounts") or ()]
+    return found
+
+
+def _same(key: str, wanted: Any, made: Any) -> bool:  # noqa: ANN401 - JSON values
+    if key == "RestartPolicy":
+        return bool((made or {}).get("Name") in {"", "no", None})
+    if key == "LogConfig":
+        return bool((made or {}).get("Type") == wanted["Type"])
+    if key == "Ulimits":
+        # The daemon may add its own default limits to ours.
+        return all(limit in (made or []) for limit in wanted)
+    return bool(wanted == made or not (wanted or made))

@@ -1,0 +1,282 @@
+"""One sandbox, one task: create, attach, start, talk, wait, judge, destroy."""
+
+import dataclasses
+import math
+import select
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from crucible_worker.engines import policy, verdict
+from crucible_worker.engines.daemon import Attachment, Daemon, DaemonGoneError
+from crucible_worker.engines.output import Conversation, frame
+from crucible_worker.errors import TaskError
+from crucible_worker.model import Limits, Reason, Run
+
+BOOT_SECONDS = 30.0  # from start to the code's first instruction; a loaded host has been seen to need 5
+KILL_SECONDS = 10.0  # from our kill to the end of the sandbox
+_TICK = 0.2
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a sandbox is to run. `labels` identify it to the worker that has to clean up."""
+
+    code: str
+    stdin: str
+    image: str
+    limits: Limits
+    labels: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Ends:
+    """Why we ended a sandbox, if we did."""
+
+    timed_out: bool = False
+    flooded: bool = False
+    cancelled: bool = False
+
+    def any(self) -> bool:
+        return self.timed_out or self.flooded or self.cancelled
+
+
+class _Stopwatch:
+    """Milliseconds spent in each phase, in order."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since = clock()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = self._clock()
+        self.phases[phase] = self.phases.get(phase, 0.0) + (now - self._since) * 1000
+        self._since = now
+
+
+class Sandboxes:
+    """Makes sandboxes with one OCI runtime of one daemon. Each serves one job and is destroyed."""
+
+    def __init__(self, daemon: Daemon, runtime: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """`runtime` is a name from the daemon's configuration, such as runc or runsc."""
+        self._daemon = daemon
+        self.runtime = runtime
+        self._clock = clock
+        self._boot = resources.files("crucible_worker.engines").joinpath("boot.py").read_text(encoding="utf-8")
+
+    def run(
+        self,
+        job: Job,
+        cancel: threading.Event,
+        on_start: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Run one job to its verdict. `on_start` is told the container's id when the code starts.
+
+        Raises TaskError where no verdict can be reached; engine_unavailable means that the code never started.
+        The sandbox is gone when this returns or raises, unless the daemon itself is.
+        """
+        self._refuse_oversize(job)
+        watch = _Stopwatch(self._clock)
+        config = policy.container_config(
+            image=job.image, runtime=self.runtime, limits=job.limits, labels=job.labels, boot=self._boot
+        )
+        name = f"crucible-{uuid.uuid4().hex}"
+        try:
+            container = self._daemon.create(name, config)
+        except DaemonGoneError as error:
+            # The daemon may have made it all the same; the name finds it.
+            self._destroy_quietly(name)
+            raise TaskError(Reason.ENGINE_UNAVAILABLE, str(error)) from error
+        try:
+            run = self._run_created(container, config, job, cancel, on_start, watch)
+        except BaseException:
+            self._destroy_quietly(container)
+            raise
+        self._destroy(container)
+        watch.lap("remove")
+        return dataclasses.replace(run, phases_ms=watch.phases)
+
+    def _refuse_oversize(self, job: Job) -> None:
+        size = len(job.code) + len(job.stdin)
+        room = min(job.limits.tmp_bytes, job.limits.file_bytes) // 2
+        if size > room:
+            raise TaskError(Reason.INVALID_TASK, f"code and stdin of {size} characters exceed {room}, half of /sandbox")
+
+    def _run_created(
+        self,
+        container: str,
+        config: Mapping[str, Any],
+        job: Job,
+        cancel: threading.Event,
+        on_start: Callable[[str], None],
+        watch: _Stopwatch,
+    ) -> Run:
+        image_id = self._verify(container, config)
+        watch.lap("create")
+        with _lost(self._daemon.attach, container) as streams:
+            self._daemon.start(container)
+            watch.lap("start")
+            conversation = Conversation(job.limits.output_bytes)
+            ends = self._converse(container, streams, conversation, job, cancel, on_start, watch)
+        exit_code, state = self._finish(container, ends)
+        watch.lap("exit")
+        evidence = verdict.Evidence(
+            runtime=self.runtime,
+            limits=job.limits,
+            started=conversation.started,
+            exit_code=exit_code,
+            oom_killed=bool(state.get("OOMKilled")),
+            timed_out=ends.timed_out,
+            flooded=ends.flooded,
+            cancelled=ends.cancelled,
+            trailer=conversation.finish(),
+            daemon_error=str(state.get("Error") or ""),
+            stderr_excerpt=conversation.stderr.captured().data[-400:].decode("utf-8", "replace").strip(),
+        )
+        return Run(
+            verdict=verdict.judge(evidence),
+            stdout=conversation.stdout.captured(),
+            stderr=conversation.stderr.captured(),
+            runtime=self.runtime,
+            image=job.image,
+            image_id=image_id,
+            phases_ms={},
+            container_id=container,
+        )
+
+    def _verify(self, container: str, config: Mapping[str, Any]) -> str:
+        """The image id of a created container whose isolation is what was asked for."""
+        effective = self._daemon.inspect(container)
+        if effective is None:
+            raise TaskError(Reason.ENGINE_UNAVAILABLE, "the sandbox vanished after it was made")
+        if effective.get("Mounts"):
+            where = ", ".join(str(mount.get("Destination")) for mount in effective["Mounts"])
+            raise TaskError(Reason.IMAGE_REFUSED, f"image {config['Image']} declares volumes ({where})")
+        if found := policy.violations(config, effective):
+            raise TaskError(Reason.ENGINE_UNAVAILABLE, f"the daemon weakened the sandbox: {'; '.join(found)}")
+        return str(effective["Image"])
+
+    def _converse(
+        self,
+        container: str,
+        streams: Attachment,
+        conversation: Conversation,
+        job: Job,
+        cancel: threading.Event,
+        on_start: Callable[[str], None],
+        watch: _Stopwatch,
+    ) -> _Ends:
+        """Send the frame and read until the streams end, a limit is passed, or `cancel` is set."""
+        ends = _Ends()
+        _send(streams.socket, frame(_bytes(job.code), _bytes(job.stdin)))
+        reader = _Reader(streams.socket, self._clock)
+        reader.deadline = self._clock() + BOOT_SECONDS
+        running = False
+        while (data := reader.read()) is not None:
+            conversation.feed(data)
+            if conversation.started and not running:
+                running = True
+                watch.lap("boot")
+                reader.deadline = self._clock() + job.limits.timeout_seconds
+                on_start(container)
+            ends.timed_out = reader.late()
+            ends.flooded = conversation.output_bytes > job.limits.output_limit_bytes
+            ends.cancelled = cancel.is_set()
+            if ends.any():
+                break
+        else:
+            # The code may have closed its streams and gone on.
+            self._await_end(container, reader.deadline, cancel, ends)
+        watch.lap("run" if running else "boot")
+        return ends
+
+    def _await_end(self, container: str, deadline: float, cancel: threading.Event, ends: _Ends) -> None:
+        """Wait for a sandbox whose streams have ended; note in `ends` what came first if that was not its own end."""
+        while self._daemon.wait(container, min(max(deadline - self._clock(), 0.0), 1.0)) is None:
+            ends.cancelled = cancel.is_set()
+            ends.timed_out = self._clock() >= deadline
+            if ends.any():
+                return
+
+    def _finish(self, container: str, ends: _Ends) -> tuple[int | None, Mapping[str, Any]]:
+        """The exit code and final state of a sandbox, ended by force if it is not at its end.
+
+        Its streams must be closed by then: the daemon does not finish a kill while output waits for a reader.
+        """
+        if ends.any():
+            self._daemon.kill(container)
+        exit_code = self._daemon.wait(container, KILL_SECONDS)
+        inspected = self._daemon.inspect(container) or {}
+        state = inspected.get("State") or {}
+        return exit_code, state
+
+    def _destroy(self, container: str) -> None:
+        """Remove a sandbox and see that it is gone. Raises TaskError (engine_error) if it is not."""
+        self._daemon.remove(container)
+        if self._daemon.inspect(container) is not None:
+            raise TaskError(Reason.ENGINE_ERROR, f"sandbox {container[:12]} is still there after its removal")
+
+    def _destroy_quietly(self, container: str) -> None:
+        """Remove a sandbox on the way out of a failure, which must not be hidden by another."""
+        try:
+            self._destroy(container)
+        except (TaskError, DaemonGoneError):
+            return
+
+
+@contextmanager
+def _lost(attach: Callable[[str], Attachment], container: str) -> Iterator[Attachment]:
+    streams = attach(container)
+    try:
+        yield streams
+    finally:
+        streams.close()
+
+
+def _bytes(text: str) -> bytes:
+    """Text as it came in JSON. Lone surrogates become bytes that are no UTF-8, for the interpreter to judge."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _send(sock: socket.socket, message: bytes) -> None:
+    """Send the frame. A sandbox that has ended already tells its reason on the way back."""
+    sock.settimeout(BOOT_SECONDS)
+    try:
+        sock.sendall(message)
+    except OSError:
+        return
+
+
+class _Reader:
+    """Reads a socket until its end, never waiting past a tick or the deadline, so that its user can look around."""
+
+    def __init__(self, sock: socket.socket, clock: Callable[[], float]) -> None:
+        self.deadline = math.inf
+        self._sock = sock
+        self._clock = clock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        sock.settimeout(0)
+
+    def late(self) -> bool:
+        return self._clock() >= self.deadline
+
+    def read(self) -> bytes | None:
+        """The next bytes; none where nothing came in time; None at the end of the stream."""
+        wait = min(max(self.deadline - self._clock(), 0.0), _TICK)
+        if not self._poll.poll(math.ceil(wait * 1000)):
+            return b""
+        try:
+            return self._sock.recv(_CHUNK) or None
+        except BlockingIOError:
+            return b""
+        except OSError:
+            return None
