@@ -98,6 +98,17 @@ class Daemon:
         """Kill a container's processes. One that has ended, or is gone, is as it should be."""
         self._allowing({404, 409}, "kill a sandbox", lambda client: client.kill(container))
 
+    def was_killed(self, container: str, state: Mapping[str, Any]) -> bool:
+        """Whether anybody had the daemon kill a container that has ended; `state` is its State (ContainerInspect)."""
+        with self._errors("ask what happened to a sandbox"):
+            events = self._client().events(
+                since=state["StartedAt"],
+                until=state["FinishedAt"],
+                filters={"container": container, "event": "kill"},
+                decode=True,
+            )
+            return any(True for _ in events)
+
     def remove(self, container: str) -> None:
         """Remove a container with all that it has. One that is gone, or just going, is as it should be."""
         self._allowing(

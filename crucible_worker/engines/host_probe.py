@@ -35,8 +35,8 @@ DROPPED = frozenset(
 
 
 def _kept(name: str) -> bool:
-    # config-3.11-x86_64-linux-gnu holds the static library; _tkinter needs X libraries.
-    return name not in DROPPED and not name.startswith(("config-", "_tkinter."))
+    # config-3.11-x86_64-linux-gnu holds the static library, _test* serve Python's own tests, _tkinter needs X.
+    return name not in DROPPED and not name.startswith(("_test", "_tkinter.", "config-", "xx"))
 
 
 def _library(root: str) -> list[str]:

@@ -128,6 +128,9 @@ class Sandboxes:
             ends = self._converse(container, streams, conversation, job, cancel, on_start, watch)
         exit_code, state = self._finish(container, ends)
         watch.lap("exit")
+        trailer = conversation.finish()
+        # Asked only where it matters: a silent end that was not ours.
+        silent = trailer is None and exit_code not in {None, 0} and not ends.any()
         evidence = verdict.Evidence(
             runtime=self.runtime,
             limits=job.limits,
@@ -137,7 +140,8 @@ class Sandboxes:
             timed_out=ends.timed_out,
             flooded=ends.flooded,
             cancelled=ends.cancelled,
-            trailer=conversation.finish(),
+            killed_outside=silent and self._daemon.was_killed(container, state),
+            trailer=trailer,
             daemon_error=str(state.get("Error") or ""),
             stderr_excerpt=conversation.stderr.captured().data[-400:].decode("utf-8", "replace").strip(),
         )

@@ -11,9 +11,10 @@ from crucible_worker.engines.policy import PLAIN_RUNTIME
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Limits, Reason, Status, Verdict
 
-_KILLED = 128 + signal.SIGKILL
-# How runsc reports a sandbox that the kernel killed for its memory; 128 is google/gvisor#2433.
-_SENTRY_KILLED = frozenset({_KILLED, 128})
+# Without a trailer, where only the sandbox's own kernel can have ended: gVisor's sentry killed for its memory
+# (google/gvisor#2433), and the Go runtime's exit when it gets no further thread (google/gvisor#2490).
+_SENTRY_OUT_OF_MEMORY = 128
+_SENTRY_OUT_OF_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Evidence:
     timed_out: bool = False
     flooded: bool = False
     cancelled: bool = False
+    killed_outside: bool = False
     trailer: Trailer | None = None
     daemon_error: str = ""
     stderr_excerpt: str = ""
@@ -67,23 +69,42 @@ def _never_started(evidence: Evidence) -> str:
 def _out_of_memory(evidence: Evidence) -> bool:
     if evidence.oom_killed:
         return evidence.exit_code != 0
-    # Nothing inside a gVisor sandbox can kill its kernel; where that was killed, and not by us, it was for its memory.
-    return evidence.runtime != PLAIN_RUNTIME and evidence.trailer is None and evidence.exit_code in _SENTRY_KILLED
+    return _silent(evidence) and evidence.exit_code == _SENTRY_OUT_OF_MEMORY
+
+
+def _silent(evidence: Evidence) -> bool:
+    """Whether a sandbox with a kernel of its own ended without a word from its supervisor."""
+    return evidence.runtime != PLAIN_RUNTIME and evidence.trailer is None
 
 
 def _by_its_own_end(evidence: Evidence) -> Verdict:
-    code, trailer = evidence.exit_code, evidence.trailer
+    code = evidence.exit_code
     if code is None:
         raise TaskError(Reason.ENGINE_ERROR, f"the sandbox was lost: {evidence.daemon_error or 'no exit code'}")
-    if trailer is not None and trailer.signal is not None and code == 128 + trailer.signal:
-        error = f"killed by signal {trailer.signal} ({_signal_name(trailer.signal)})"
-        return Verdict(Status.FAILED, Reason.SIGNALED, signal=trailer.signal, error=error)
-    if trailer is None and code in {_KILLED, 128 + signal.SIGTERM}:
-        # The supervisor cannot be killed from inside: the kernel or an operator did this.
-        raise TaskError(Reason.ENGINE_ERROR, f"the sandbox was killed from outside (exit code {code})")
+    if _silent(evidence) and code == _SENTRY_OUT_OF_THREADS:
+        error = f"the sandbox ended at its limit of {evidence.limits.processes} processes"
+        return Verdict(Status.FAILED, Reason.PROCESS_LIMIT, error=error)
+    killer = _killer(evidence)
+    if killer is not None:
+        error = f"killed by signal {killer} ({_signal_name(killer)})"
+        return Verdict(Status.FAILED, Reason.SIGNALED, signal=killer, error=error)
     if code == 0:
         return Verdict(Status.COMPLETED, Reason.EXITED, exit_code=0)
     return Verdict(Status.FAILED, Reason.EXITED_NONZERO, exit_code=code, error=f"exit code {code}")
+
+
+def _killer(evidence: Evidence) -> int | None:
+    """The signal that ended the code, if one did."""
+    code, trailer = evidence.exit_code or 0, evidence.trailer
+    if trailer is not None:
+        return trailer.signal if trailer.signal and code == 128 + trailer.signal else None
+    if code <= 128 or code - 128 >= signal.NSIG:
+        return None
+    if evidence.killed_outside or evidence.runtime == PLAIN_RUNTIME:
+        # With runc, Linux spares a supervisor that is PID 1 from its code's signals: the host did this.
+        raise TaskError(Reason.ENGINE_ERROR, f"the sandbox was killed from outside (exit code {code})")
+    # gVisor does not: code that kills its supervisor ends itself by that signal.
+    return code - 128
 
 
 def _signal_name(number: int) -> str:

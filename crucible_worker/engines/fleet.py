@@ -1,0 +1,150 @@
+"""Which engines really work, and which of them runs a task."""
+
+import datetime as dt
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from crucible_worker.engines.daemon import Daemon, DaemonGoneError
+from crucible_worker.engines.sandbox import Job, Sandboxes
+from crucible_worker.errors import TaskError
+from crucible_worker.model import Limits, Reason, Run, Task, Verdict, rfc3339
+
+FALLBACK_ENGINE = "docker"
+CANARY_SECONDS = 10.0
+_CANARY = "print('canary')"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What is known of one engine. `detail` says why it is not available."""
+
+    runtime: str
+    available: bool
+    detail: str
+
+
+class Fleet:
+    """The engines of a worker. An engine is available after a canary sandbox has really run on it."""
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        *,
+        engines: Mapping[str, str],
+        images: Mapping[str, str],
+        fallback: bool,
+        limits: Limits,
+        labels: Mapping[str, str],
+        on_change: Callable[[str, EngineState], None] = lambda *_: None,
+    ) -> None:
+        """`engines` maps names to OCI runtimes, `images` languages to images; `labels` mark every sandbox as ours.
+
+        `on_change` is told of an engine whose state has changed, at the first probe of each one too.
+        """
+        self._daemon = daemon
+        self._sandboxes = {name: Sandboxes(daemon, runtime) for name, runtime in engines.items()}
+        self._images = images
+        self._fallback = fallback
+        self._limits = limits
+        self._labels = dict(labels)
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._states: dict[str, EngineState] = {}
+
+    def states(self) -> Mapping[str, EngineState]:
+        """The engines' states as of their last probes."""
+        with self._lock:
+            known = dict(self._states)
+        return {
+            n: known.get(n, EngineState(s.runtime, available=False, detail="not probed yet"))
+            for n, s in self._sandboxes.items()
+        }
+
+    def available(self) -> bool:
+        """Whether any engine works."""
+        return any(state.available for state in self.states().values())
+
+    def probe_all(self) -> None:
+        """Run a canary on every engine that is not known to work; ask the daemon whether it still knows the others."""
+        try:
+            runtimes = self._daemon.info().get("Runtimes") or {}
+        except (DaemonGoneError, TaskError) as error:
+            for name in self._sandboxes:
+                self._note(name, str(error))
+            return
+        for name, sandboxes in self._sandboxes.items():
+            if sandboxes.runtime not in runtimes and "." not in sandboxes.runtime:
+                self._note(name, f"the daemon has no runtime {sandboxes.runtime}")
+            elif not self.states()[name].available:
+                self.probe(name)
+
+    def probe(self, name: str) -> bool:
+        """Run a canary on one engine. Returns whether it works now."""
+        sandboxes = self._sandboxes[name]
+        language, image = next(iter(self._images.items()))
+        limits = Limits(timeout_seconds=CANARY_SECONDS)
+        job = Job(_CANARY, "", image, limits, self._labels | {"crucible.task": f"canary-{language}"})
+        try:
+            run = sandboxes.run(job, threading.Event())
+        except (TaskError, DaemonGoneError) as error:
+            self._note(name, str(error))
+            return False
+        worked = run.verdict.exit_code == 0 and run.stdout.data == b"canary\n"
+        self._note(name, "" if worked else f"its canary ended with {_told(run.verdict)}")
+        return worked
+
+    def _note(self, name: str, trouble: str) -> None:
+        state = EngineState(self._sandboxes[name].runtime, available=not trouble, detail=trouble)
+        with self._lock:
+            before = self._states.get(name)
+            self._states[name] = state
+        if before is None or before.available != state.available:
+            self._on_change(name, state)
+
+    def image_for(self, task: Task) -> str:
+        """The image of a task's language. Raises TaskError (language_unknown)."""
+        try:
+            return self._images[task.language]
+        except KeyError:
+            known = ", ".join(self._images)
+            raise TaskError(
+                Reason.LANGUAGE_UNKNOWN, f"no image for language {task.language!r}; known: {known}"
+            ) from None
+
+    def choose(self, requested: str) -> str:
+        """The engine that is to run a task: the one it names, or docker where that is allowed and needed.
+
+        Raises TaskError (engine_unavailable) where there is none, or where nobody has heard of the one it names.
+        """
+        states = self.states()
+        if requested not in states:
+            known = ", ".join(states)
+            raise TaskError(Reason.ENGINE_UNAVAILABLE, f"no engine is called {requested!r}; known: {known}")
+        if states[requested].available:
+            return requested
+        fallback = states.get(FALLBACK_ENGINE)
+        if self._fallback and fallback is not None and fallback.available:
+            return FALLBACK_ENGINE
+        raise TaskError(Reason.ENGINE_UNAVAILABLE, f"engine {requested} does not work: {states[requested].detail}")
+
+    def run(
+        self,
+        name: str,
+        task: Task,
+        limits: Limits,
+        cancel: threading.Event,
+        on_start: Callable[[str], None],
+    ) -> Run:
+        """Run a task on an engine. Raises TaskError; engine_unavailable means that its code never started."""
+        deadline = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=limits.timeout_seconds)
+        labels = self._labels | {"crucible.task": task.eval_id, "crucible.deadline": rfc3339(deadline)}
+        job = Job(task.code, task.stdin, self.image_for(task), limits, labels)
+        try:
+            return self._sandboxes[name].run(job, cancel, on_start)
+        except DaemonGoneError as error:
+            raise TaskError(Reason.ENGINE_ERROR, str(error)) from error
+
+
+def _told(verdict: Verdict) -> str:
+    return f"{verdict.reason} ({verdict.error or 'unexpected output'})"
