@@ -39,20 +39,17 @@ def _kept(name: str) -> bool:
     return name not in DROPPED and not name.startswith(("_test", "_tkinter.", "config-", "xx"))
 
 
-def _library(root: str) -> list[str]:
+def _library(root: Path) -> list[str]:
     """The files of the standard library, relative to `root` and sorted."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if _kept(name)]
-        found += [
-            os.path.relpath(os.path.join(folder, name), root)
-            for name in files
-            if _kept(name) and os.path.isfile(os.path.join(folder, name))
-        ]
+        paths = [Path(folder, name) for name in files if _kept(name)]
+        found += [str(path.relative_to(root)) for path in paths if path.is_file()]
     return sorted(found)
 
 
-def _compile(root: str, files: list[str], prefix: str, target: str) -> list[str]:
+def _compile(root: Path, files: list[str], prefix: str, target: Path) -> list[str]:
     """Compile what is Python among `files` below `target`; the names of those that compile.
 
     The .pyc are never checked against their sources: in a read-only image both stay as they are.
@@ -63,8 +60,8 @@ def _compile(root: str, files: list[str], prefix: str, target: str) -> list[str]
             continue
         with contextlib.suppress(py_compile.PyCompileError):
             py_compile.compile(
-                os.path.join(root, name),
-                os.path.join(target, name + "c"),
+                str(root / name),
+                str(target / f"{name}c"),
                 dfile=f"{prefix}/{name}",
                 doraise=True,
                 invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
@@ -73,10 +70,10 @@ def _compile(root: str, files: list[str], prefix: str, target: str) -> list[str]
     return done
 
 
-def _import_extensions(folder: str) -> None:
+def _import_extensions(folder: Path) -> None:
     """Load every extension module, and with it every shared library that it needs."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+    for name in sorted(path.name for path in folder.glob("*.so")):
         if _kept(name) and name.endswith((suffix, ".abi3.so")):
             # A module may lack its library here as it would there; what it raises is its own affair.
             with contextlib.suppress(BaseException):
@@ -85,9 +82,9 @@ def _import_extensions(folder: str) -> None:
 
 def _mapped() -> list[str]:
     """The shared objects in this process's memory."""
-    with open("/proc/self/maps", encoding="utf-8") as lines:
-        paths = {line.split(maxsplit=5)[5].rstrip("\n") for line in lines if line.count("/")}
-    return sorted(path for path in paths if ".so" in os.path.basename(path) and os.path.isfile(path))
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    paths = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
+    return sorted(path for path in paths if ".so" in Path(path).name and Path(path).is_file())
 
 
 def _load_late_libraries() -> None:
@@ -98,11 +95,11 @@ def _load_late_libraries() -> None:
         ctypes.CDLL("libgcc_s.so.1")
 
 
-def main(target: str) -> None:
+def main(target: Path) -> None:
     """Compile into `target` and print what an image of this Python consists of."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    library = sysconfig.get_path("stdlib")
-    extensions = os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload")
+    library = Path(sysconfig.get_path("stdlib"))
+    extensions = Path(sysconfig.get_path("platstdlib"), "lib-dynload")
     prefix = f"/usr/local/{sys.platlibdir}/{version}"
     files = _library(library)
     compiled = _compile(library, files, prefix, target)
@@ -114,16 +111,16 @@ def main(target: str) -> None:
         "version": sys.version.split()[0],
         "executable": os.path.realpath(sys.executable),
         "prefix": prefix,
-        "library": library,
+        "library": str(library),
         "files": files,
         "compiled": compiled,
         "cache_tag": sys.implementation.cache_tag,
         "shared": _mapped(),
-        "extensions": extensions,
+        "extensions": str(extensions),
     }
     # A module may have printed while it was imported; the last line is ours.
-    print("\n" + json.dumps(document))
+    sys.stdout.write(f"\n{json.dumps(document)}\n")
 
 
 if __name__ == "__main__":
-    main(str(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 import tarfile
@@ -158,7 +157,7 @@ def write_file(path: Path, tag: str, executable: str) -> Built:
     try:
         with part.open("w+b") as out:
             built = write(out, tag, executable)
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         raise ExitError(ExitCode.FAILED, f"cannot write {path}: {error}.") from error
     finally:

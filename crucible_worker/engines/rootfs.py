@@ -120,14 +120,14 @@ def _shared(python: HostPython) -> dict[str, Entry]:
     """The shared libraries, by the names the loader asks for, in a folder that it searches: that of the C library."""
     loader = ElfFile.read(python.executable).interpreter
     libraries = [path for path in python.shared if not path.startswith(python.extensions + "/")]
-    home = next((os.path.dirname(path) for path in libraries if os.path.basename(path) == "libc.so.6"), "/usr/lib")
+    home = next((str(Path(path).parent) for path in libraries if Path(path).name == "libc.so.6"), "/usr/lib")
     tree: dict[str, Entry] = {}
     for path in libraries:
-        name = ElfFile.read(path).soname or os.path.basename(path)
+        name = ElfFile.read(path).soname or Path(path).name
         tree[f"{home}/{name}".lstrip("/")] = Entry(Path(path), mode=0o755)
     if loader is not None:
         # The kernel looks for it at this very path, and by then it also answers to its name.
-        tree.pop(f"{home}/{os.path.basename(loader)}".lstrip("/"), None)
+        tree.pop(f"{home}/{Path(loader).name}".lstrip("/"), None)
         tree[loader.lstrip("/")] = Entry(Path(loader).resolve(), mode=0o755)
     return tree
 
@@ -139,7 +139,7 @@ def _copied(folder: str) -> dict[str, Entry]:
         # The tz database's variants: "right" counts leap seconds, "posix" repeats the rest.
         folders[:] = [name for name in folders if name not in {"right", "posix"}]
         for name in files:
-            path = os.path.join(parent, name)
-            if os.path.isfile(path):
-                tree[path.lstrip("/")] = Entry(Path(path))
+            path = Path(parent, name)
+            if path.is_file():
+                tree[str(path).lstrip("/")] = Entry(path)
     return tree
