@@ -85,7 +85,11 @@ class Task:
             raise InvalidTaskError(f"a task must be a JSON object, not {_kind(document)}", None)
         eval_id = document.get("eval_id")
         if not isinstance(eval_id, str) or not eval_id:
-            raise InvalidTaskError(f"eval_id must be a non-empty string, not {_kind(eval_id)}", None)
+            wrong = "an empty one" if eval_id == "" else _kind(eval_id)
+            raise InvalidTaskError(f"eval_id must be a non-empty string, not {wrong}", None)
+        if any("\ud800" <= character <= "\udfff" for character in eval_id):
+            # Half a surrogate pair has no UTF-8, hence no URL to report to and no row in a database.
+            raise InvalidTaskError("eval_id must be valid Unicode, without lone surrogates", None)
 
         def text(name: str, default: str) -> str:
             value = document.get(name)
@@ -118,12 +122,18 @@ def _timeout(value: object, eval_id: str) -> float:
         return DEFAULT_TIMEOUT
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidTaskError(f"timeout must be a number of seconds, not {_kind(value)}", eval_id)
-    if math.isnan(value) or value <= 0:
-        raise InvalidTaskError(f"timeout must be more than 0 seconds, not {value}", eval_id)
+    seconds = _float(value)
+    if not seconds > 0:  # NaN is not, either
+        raise InvalidTaskError(f"timeout must be more than 0 seconds, not {seconds:g}", eval_id)
+    return seconds
+
+
+def _float(value: float) -> float:
+    """JSON numbers have no largest one; a float has."""
     try:
         return float(value)
     except OverflowError:
-        return math.inf
+        return math.inf if value > 0 else -math.inf
 
 
 def _lease(value: object) -> Lease | None:
@@ -132,7 +142,8 @@ def _lease(value: object) -> Lease | None:
     lease_id, seconds = value.get("id"), value.get("seconds")
     if not isinstance(lease_id, str) or isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return None
-    return Lease(lease_id, float(seconds)) if math.isfinite(seconds) and seconds > 0 else None
+    lasting = _float(seconds)
+    return Lease(lease_id, lasting) if math.isfinite(lasting) and lasting > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

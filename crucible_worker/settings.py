@@ -32,12 +32,32 @@ class Secret:
     def __bool__(self) -> bool:
         return bool(self._value)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other.reveal() == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def without_password(text: str) -> str:
+    """A text with the user and password of any URL in it masked."""
+    return re.sub(r"//[^/\s]*@", "//****@", text)
+
 
 # Readers: from the text of a flag, a variable or a TOML value to a value; ValueError says what was expected.
 
 
+_MAX_SECONDS = 365 * 24 * 3600.0  # a lock's timeout overflows somewhere beyond, as would a deadline
+
+
 def _text(text: str) -> str:
     return text
+
+
+def _secret(text: str) -> Secret:
+    if not text.isascii() or not (text.isprintable() or not text):
+        raise ValueError("expected printable ASCII on one line")
+    return Secret(text)
 
 
 def _url(text: str) -> str:
@@ -76,7 +96,10 @@ def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
     if not found:
         raise ValueError("expected a time such as 30, 1.5, 45s or 10m")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    if seconds > _MAX_SECONDS:
+        raise ValueError("expected at most a year")
+    return seconds
 
 
 def _positive_seconds(text: str) -> float:
@@ -125,6 +148,7 @@ def _setting(
 ) -> Any:  # noqa: ANN401 - the type of the field it stands for
     return dataclasses.field(
         default_factory=lambda: read(default),
+        repr=read is not _event_bus,  # its URL may carry a password
         metadata={"default": default, "read": read, "help": help_text, "env": env, "secret": secret},
     )
 
@@ -136,7 +160,7 @@ class Settings:
     queue_url: str = _setting("http://queue:8081", _url, "the Queue Service", "QUEUE_SERVICE_URL")
     api_url: str = _setting("http://api:8080", _url, "the API service; takes events at /events", "API_SERVICE_URL")
     api_key: Secret = _setting(
-        "", Secret, "sent as X-API-Key with every call; better in a file", "API_KEY", secret=True
+        "", _secret, "sent as X-API-Key with every call; better in a file", "API_KEY", secret=True
     )
     worker_id: str = _setting("worker-1", _text, "this worker's name in logs, results and labels", "HOSTNAME")
     event_bus_url: str = _setting(
@@ -237,7 +261,7 @@ class Loaded:
         for name, source in self.sources.items():
             value = getattr(self.settings, name)
             shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-            rows.append((name, shown, source))
+            rows.append((name, without_password(shown), source))
         return rows
 
 
@@ -257,7 +281,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], toml: Mapping[str
         try:
             values[f.name] = f.metadata["read"](text)
         except ValueError as error:
-            shown = "" if f.metadata["secret"] else f" ({text!r})"
+            shown = "" if f.metadata["secret"] else f" ({without_password(text)[:200]!r})"
             raise ExitError(ExitCode.USAGE, f"bad value{shown} for {source}: {error}.") from None
         sources[f.name] = source
         key_file = file if f.name == "api_key" else key_file
@@ -280,8 +304,9 @@ def _find(
         (toml, file_key, f"{file_key} in the configuration file"),
     ]
     for (table, key, source), (files, path_key, path_source) in zip(places, file_places, strict=True):
-        if d.secret and files.get(path_key):
-            return read_secret(files[path_key], path_source), path_source, files[path_key]
+        if d.secret and files.get(path_key, "") != "":
+            path = _as_text(files[path_key], path_source)
+            return read_secret(path, path_source), path_source, path
         # An empty variable is what a container platform leaves for an unset one.
         if table.get(key) is not None and (table is not environ or table[key]):
             return _as_text(table[key], source), source, None
@@ -292,7 +317,7 @@ def read_secret(path: str, source: str) -> str:
     """The secret in a file, without surrounding white space. Raises ExitError (64) if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or NUL in the path
         raise ExitError(ExitCode.USAGE, f"{source} cannot be read: {error}.") from None
 
 
@@ -313,11 +338,11 @@ def _refuse_unknown(known: Mapping[str, Description], environ: Mapping[str, str]
     variables = {d.env for d in known.values()} | {"CRUCIBLE_CONFIG"}
     for name in environ:
         if name.startswith("CRUCIBLE_") and name not in variables and not _SERVICE_LINK.search(name):
-            raise ExitError(ExitCode.USAGE, f"unknown setting {name} in the environment{_hint(name, variables)}.")
+            raise ExitError(ExitCode.USAGE, f"unknown setting {name!r} in the environment{_hint(name, variables)}.")
     keys = set(known) | {f"{d.name}_file" for d in known.values() if d.secret}
     for key in toml:
         if key not in keys:
-            raise ExitError(ExitCode.USAGE, f"unknown setting {key} in the configuration file{_hint(key, keys)}.")
+            raise ExitError(ExitCode.USAGE, f"unknown setting {key!r} in the configuration file{_hint(key, keys)}.")
 
 
 def _hint(name: str, known: set[str]) -> str:
