@@ -136,6 +136,10 @@ class Daemon:
             except docker.errors.ImageNotFound:
                 return None
 
+    def remove_image(self, name: str) -> None:
+        """Take a name off an image, and the image away if that was its last. One that is gone, or in use, stays so."""
+        self._allowing({404, 409}, "remove an image", lambda client: client.remove_image(name))
+
     def close(self) -> None:
         """Close this thread's connection. The next call makes a new one."""
         client = getattr(self._local, "client", None)
