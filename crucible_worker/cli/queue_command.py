@@ -58,7 +58,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not math.isfinite(number) or number <= 0:
         raise argparse.ArgumentTypeError("expected a number above 0")
     return number
