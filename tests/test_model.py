@@ -134,7 +134,7 @@ FIELDS = ("eval_id", "code", "language", "engine", "timeout", "lease", "stdin")
 SURROGATES = st.text(st.characters(), max_size=20)
 
 
-@given(JSON | st.fixed_dictionaries({}, optional={name: JSON | SURROGATES for name in FIELDS}))
+@given(JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON | SURROGATES)))
 def test_arbitrary_json_is_a_sound_task_or_an_invalid_one(document):
     try:
         task = Task.from_document(document)
