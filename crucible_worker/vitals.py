@@ -29,6 +29,7 @@ class Vitals:
         self._troubles: dict[str, str] = {}
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=_RECENT)
         self._last_poll: float | None = None
+        self._said: set[str] = set()
 
     def expect(
         self, slot: int, doing: str, seconds: float, eval_id: str | None = None, engine: str | None = None
@@ -57,6 +58,18 @@ class Vitals:
             else:
                 self._troubles[what] = words
             return (known is None) != (words is None)
+
+    def has_trouble(self, what: str) -> bool:
+        """Whether a trouble is noted and not over."""
+        with self._lock:
+            return what in self._troubles
+
+    def first_time(self, what: str) -> bool:
+        """Whether this is asked for the first time: for what is said once."""
+        with self._lock:
+            new = what not in self._said
+            self._said.add(what)
+            return new
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """Remember a verdict for the status page."""

@@ -1,23 +1,52 @@
 """What several commands put together in the same way: a fleet of engines and a transport, from settings."""
 
-import uuid
 from collections.abc import Callable
 
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.fleet import EngineState, Fleet
-from crucible_worker.settings import Settings
+from crucible_worker.errors import ExitError
+from crucible_worker.settings import Loaded, Secret, Settings, read_secret
 from crucible_worker.transport import HttpTransport, tls_context
 
 
-def fleet(settings: Settings, on_change: Callable[[str, EngineState], None] = lambda *_: None) -> Fleet:
-    """The configured engines, none of them probed yet. Their sandboxes carry the worker's id and a boot id."""
+class ApiKey:
+    """The key that the queue asks for. Called, it tells the key; one from a file may be read again."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._key = loaded.settings.api_key
+        self._file = loaded.api_key_file
+        self._seen = {self._key.reveal()} - {""}
+
+    def __call__(self) -> str:
+        """The key as it was last read; empty where there is none."""
+        return self._key.reveal()
+
+    def all(self) -> set[str]:
+        """Every key there has been, to be masked in logs."""
+        return self._seen
+
+    def reload(self) -> None:
+        """Read the file again. One that cannot be read leaves the key as it was: it may be on its way."""
+        if self._file is None:
+            return
+        try:
+            self._key = Secret(read_secret(self._file, "the key file"))
+        except ExitError:
+            return
+        self._seen = self._seen | {self._key.reveal()} - {""}
+
+
+def fleet(
+    settings: Settings, boot_id: str = "exec", on_change: Callable[[str, EngineState], None] = lambda *_: None
+) -> Fleet:
+    """The configured engines, none of them probed yet. Their sandboxes carry the worker's id and this boot id."""
     return Fleet(
         Daemon(settings.docker_host),
         engines=settings.engines,
         images=settings.images,
         fallback=settings.engine_fallback == "docker",
         limits=settings.limits(),
-        labels={"crucible.worker": settings.worker_id, "crucible.boot": uuid.uuid4().hex},
+        labels={"crucible.worker": settings.worker_id, "crucible.boot": boot_id},
         on_change=on_change,
     )
 

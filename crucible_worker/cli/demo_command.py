@@ -133,6 +133,8 @@ def _worker(url: str, folder: Path, args: argparse.Namespace, environ: Mapping[s
         "HOSTNAME": _worker_id(),
         "CRUCIBLE_STATE_DIR": str(folder / "state"),
         "CRUCIBLE_HEALTH_ADDRESS": "127.0.0.1:0",
+        # A poll is read to its end before the worker stops; nobody wants to watch that.
+        "CRUCIBLE_POLL_WAIT": "1",
     }
     flags = [
         f"--{name.replace('_', '-')}={value}"
