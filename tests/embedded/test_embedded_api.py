@@ -5,12 +5,11 @@ import threading
 import time
 
 import pytest
+from embedded_support import Client, Clock
 
 from crucible_worker.embedded.server import EmbeddedQueue
 from crucible_worker.embedded.wire import quote_id
 from crucible_worker.model import Task
-
-from embedded_support import Client, Clock
 
 RESULT = {"id": "a", "status": "completed", "output": "42\n"}
 
@@ -21,7 +20,11 @@ def test_a_task_travels_from_submission_to_result(client):
     task = client.next()
     lease = task.pop("lease")
     assert task == {
-        **{"eval_id": "a", "code": "print(42)", "language": "python", "engine": "docker", "timeout": 5},
+        "eval_id": "a",
+        "code": "print(42)",
+        "language": "python",
+        "engine": "docker",
+        "timeout": 5,
         "stdin": "in",
     }
     assert lease["seconds"] == 60
@@ -340,7 +343,9 @@ def test_a_key_is_asked_for_everywhere_but_at_health_and_the_description(tmp_pat
     with EmbeddedQueue(str(tmp_path / "queue.db"), api_key="s3cret") as queue:
         for key in ("", "wrong", "s3cret2"):
             client = Client(queue.url, key)
-            refused = [client.call("GET", path) for path in ("/tasks/next", "/status", "/tasks/a", "/tasks/a/result", "/x")]
+            refused = [
+                client.call("GET", path) for path in ("/tasks/next", "/status", "/tasks/a", "/tasks/a/result", "/x")
+            ]
             refused += [client.call("POST", "/tasks", {"code": "x" * 1000}), client.call("DELETE", "/tasks")]
             refused += [client.of("a", call, {"lease": "x"}) for call in ("complete", "fail", "heartbeat", "release")]
             assert {answer.status for answer in refused} == {401}

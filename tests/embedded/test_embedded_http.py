@@ -7,12 +7,11 @@ import time
 from contextlib import closing
 
 import pytest
+from test_embedded_api import await_waiting
 
 from crucible_worker.embedded import server
 from crucible_worker.embedded.server import EmbeddedQueue
 from crucible_worker.errors import ExitError
-
-from test_embedded_api import await_waiting
 
 
 @pytest.fixture

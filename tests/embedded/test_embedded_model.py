@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+from embedded_support import Clock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
@@ -10,8 +11,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 from crucible_worker.embedded.entry import ConflictError, State, UnknownTaskError
 from crucible_worker.embedded.store import GRACE_SECONDS, MAX_ATTEMPTS, Store
 from crucible_worker.model import Task
-
-from embedded_support import Clock
 
 LEASE = 60.0
 

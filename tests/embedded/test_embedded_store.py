@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible_worker.embedded.entry import ConflictError, Filter, State, UnknownTaskError
+from crucible_worker.embedded.entry import ANYTHING, ConflictError, Filter, State, UnknownTaskError
 from crucible_worker.embedded.store import GRACE_SECONDS, MAX_ATTEMPTS, Store
 from crucible_worker.errors import ExitError
 from crucible_worker.model import Task
@@ -27,7 +27,7 @@ def put(store: Store, *ids: str, **fields) -> None:
         store.submit(Task(eval_id, "pass", **fields))
 
 
-def claim(store: Store, wanted: Filter = Filter()) -> str | None:
+def claim(store: Store, wanted: Filter = ANYTHING) -> str | None:
     task = store.claim(wanted)
     return task and task.eval_id
 
