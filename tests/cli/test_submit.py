@@ -84,8 +84,13 @@ def test_with_wait_a_line_tells_the_verdict(queue, file, capsys):
 
 
 def test_a_verdict_other_than_completed_is_exit_code_1(queue, file, capsys):
-    reasons = iter([("completed", "exited"), ("timeout", "timeout")])
-    worker = Worker(queue.url, verdict(*next(reasons)), 2)
+    seen: list[dict] = []
+
+    def second_times_out(task):
+        seen.append(task)
+        return verdict("completed" if len(seen) == 1 else "timeout", "exited")(task)
+
+    worker = Worker(queue.url, second_times_out, 2)
     assert main(["submit", file, file, "--wait", "--json"]) == 1
     worker.join()
     results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
