@@ -1,0 +1,65 @@
+"""Events on the Redis channels that the platform's Storage Worker listens to."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from crucible_worker.errors import ExitCode, ExitError, KeyRefusedError, RejectedError, RetryError
+from crucible_worker.model import Event
+
+TIMEOUT_SECONDS = 5.0
+# Error codes of a server that will be well again.
+_NOT_NOW = ("LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS", "MISCONF")
+
+
+class RedisPubSub:
+    """Publishes each event's data as JSON on `evaluation:<kind>`. Connects when first used, and again when cut off."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is redis://[[USER]:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS. Otherwise raises ExitError."""
+        # Costs 100 ms, and few have Redis.
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        try:
+            self._client = redis.Redis.from_url(
+                url,
+                socket_connect_timeout=TIMEOUT_SECONDS,
+                socket_timeout=TIMEOUT_SECONDS,
+                retry=Retry(NoBackoff(), 1),
+            )
+        except ValueError as error:
+            raise ExitError(ExitCode.USAGE, f"EVENT_BUS_URL cannot be used: {error}.") from None
+
+    def publish(self, event: Event) -> None:
+        """Say it once, to whoever listens now.
+
+        Raises RetryError where Redis cannot be reached or is not ready, KeyRefusedError where it wants another
+        password or user, and RejectedError for any other refusal.
+        """
+        with _faults():
+            self._client.publish(f"evaluation:{event.kind}", json.dumps(dict(event.data)))
+
+    def close(self) -> None:
+        """Close the connection. A later `publish` opens it again."""
+        self._client.close()
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """Redis' faults as ours. What it says never holds the URL."""
+    from redis import exceptions
+
+    try:
+        yield
+    except (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError) as error:
+        raise KeyRefusedError(f"Redis refused: {error}") from error
+    except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+        raise RetryError(f"Redis cannot be reached: {error}") from error
+    except exceptions.ResponseError as error:
+        if str(error).startswith(_NOT_NOW) or isinstance(error, exceptions.OutOfMemoryError):
+            raise RetryError(f"Redis is not ready: {error}") from error
+        raise RejectedError(f"Redis refused: {error}") from error
+    except exceptions.RedisError as error:
+        raise RetryError(f"Redis made no sense: {error}") from error
