@@ -1,0 +1,404 @@
+#!/usr/bin/env bash
+# Builds dist/crucible-worker.pyz, and shows or tests it. './build.sh --help' lists what it does.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+umask 022
+# One zip from one source: neither the date, the place, the locale nor the hash seed may leave a trace in it.
+export LC_ALL=C.UTF-8 TZ=UTC PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=315532800
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+unset PYTHONPATH PYTHONHOME PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET PIP_PREFIX
+
+readonly PYZ=dist/crucible-worker.pyz
+readonly CACHE=${BUILD_CACHE:-build}
+readonly MAX_BYTES=3000000
+readonly SOCKET=unix:///var/run/docker.sock
+readonly ENGINE_LOG=build/dockerd.log
+readonly PID_FILE=/var/run/docker.pid
+
+install_allowed=yes
+engine_started=
+
+usage() {
+  cat <<'EOF'
+Usage: ./build.sh [COMMAND] [ARGUMENTS]
+
+  (none)               build dist/crucible-worker.pyz and its .sha256
+  demo [ARGUMENTS]     build it and run its demo
+  test [PYTEST ARGS]   build it and run all tests, on Docker and gVisor
+  lint                 ruff, mypy and shellcheck
+  lock                 renew requirements.lock and requirements-dev.lock from pyproject.toml
+  dev                  make the development environment and print its path
+  clean                remove build/ and dist/
+
+  --no-install         (before COMMAND) never install or start anything on this host
+
+demo and test need a Docker Engine. As root, where none answers, they install Debian's (docker.io, iptables,
+runsc), say so first, start it, and stop it again at the end. The packages stay.
+
+Environment: PYTHON, the Python to build with (3.11 or newer); DOCKER_HOST; BUILD_CACHE, where tools and
+downloads are kept (build/).
+
+Exit codes: 0 done; 64 usage; 69 something is missing that may not be installed; else the failing command's.
+
+Examples:
+  ./build.sh
+  ./build.sh test -k packaging
+  ./build.sh --no-install demo
+EOF
+}
+
+say() { printf '%s\n' "build.sh: $*" >&2; }
+
+give_up() {
+  say "$2"
+  exit "$1"
+}
+
+# --- what the host must have -----------------------------------------------------------------------------------
+
+may_install() { [[ $install_allowed == yes && $EUID == 0 ]] && command -v apt-get >/dev/null; }
+
+# install REASON PACKAGE...: with Debian's package manager, or exit saying what is missing.
+install() {
+  local reason=$1
+  shift
+  if ! may_install; then
+    give_up 69 "$reason. Install it ('apt-get install $*'), or run this as root on Debian or Ubuntu without --no-install."
+  fi
+  say "$reason: installing $* with apt-get"
+  mkdir -p build
+  if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; } \
+    >build/apt.log 2>&1 </dev/null; then
+    tail -n 5 build/apt.log >&2
+    give_up 69 "apt-get failed; build/apt.log has the whole of it"
+  fi
+}
+
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11; do
+    if new_enough "$candidate"; then
+      python=$candidate
+      return
+    fi
+    [[ $candidate != "${PYTHON-}" ]] || give_up 64 "PYTHON=$PYTHON is not a Python of 3.11 or newer"
+  done
+  return 1
+}
+
+need_python() {
+  find_python || {
+    install "there is no Python of 3.11 or newer" python3 python3-venv
+    find_python || give_up 69 "this system's Python is older than 3.11; set PYTHON to a newer one"
+  }
+  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    install "$python cannot make virtual environments" \
+      "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+  fi
+}
+
+# environment FOLDER LOCK: a virtual environment with exactly what LOCK lists; nothing happens if it is there.
+environment() {
+  local stamp
+  stamp="$("$python" -c 'import sys; print(sys.version, sys.prefix)') $(sha256sum <"$2")"
+  [[ "$(cat "$1/stamp" 2>/dev/null)" != "$stamp" ]] || return 0
+  say "making $1"
+  rm -rf "$1"
+  "$python" -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --require-hashes --no-deps --only-binary=:all: -r "$2"
+  printf '%s' "$stamp" >"$1/stamp"
+}
+
+# --- the build -------------------------------------------------------------------------------------------------
+
+build_tools() {
+  tools=$CACHE/tools-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  mkdir -p "$CACHE"
+  # The rest of that lock serves development.
+  awk '/^[a-z]/ {keep = /^(click|flit-core|pip|setuptools|shiv)==/} keep' requirements-dev.lock >"$tools.lock"
+  environment "$tools" "$tools.lock"
+}
+
+# The wheels of requirements.lock, each the none-any one whose hash is there.
+download() {
+  wheels=$CACHE/wheels-$(sha256sum <requirements.lock | cut -c 1-16)
+  [[ ! -e $wheels/complete ]] || return 0
+  rm -rf "$wheels"
+  "$tools/bin/python" -m pip download --quiet --dest "$wheels" --require-hashes --no-deps --only-binary=:all: \
+    --platform any --implementation py --abi none -r requirements.lock
+  touch "$wheels/complete"
+}
+
+# Unpack instead of installing: pip would leave RECORD, direct_url.json and scripts that name this machine.
+stage() {
+  rm -rf build/stage build/own
+  mkdir -p build/stage build/own
+  "$tools/bin/python" -c 'import flit_core.buildapi as flit; flit.build_wheel("build/own")'
+  local wheel
+  for wheel in "$wheels"/*.whl build/own/*.whl; do
+    "$tools/bin/python" -m zipfile -e "$wheel" build/stage
+  done
+  local compiled
+  compiled=$(find build/stage -name '*.so' -o -name '*.pyd')
+  [[ -z $compiled ]] || give_up 1 "compiled code in the bundle: $compiled"
+  find build/stage -type d -exec chmod 755 {} + -o -type f -exec chmod 644 {} +
+}
+
+# canonical FROM TO: the same zip, sorted, with one time and one mode. shiv 1.0.8 keeps the order and the modes in
+# which its own files happen to be installed. The head goes first into the archive's __main__.py, ahead of shiv.
+canonical() {
+  "$tools/bin/python" - "$1" "$2" <<'EOF'
+import os
+import sys
+import zipfile
+
+HEAD = b"""\
+import os, sys
+if sys.version_info < (3, 11):
+    sys.stderr.write("crucible-worker needs Python 3.11 or newer, and this is %d.%d. "
+                     "Start it with a newer python3.\\n" % sys.version_info[:2])
+    sys.exit(64)
+if not os.environ.get("SHIV_ROOT"):
+    _home = os.path.expanduser("~")
+    if not os.access(os.path.join(_home, ".shiv"), os.R_OK) and not (_home != "~" and os.access(_home, os.W_OK)):
+        sys.stderr.write("crucible-worker cannot unpack itself: the home folder %s is not writable. "
+                         "Set SHIV_ROOT to a folder that only this user can write.\\n" % _home)
+        sys.exit(64)
+"""
+
+
+def entry(name):
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    info.create_system = 3  # Unix, so that the mode counts
+    info.external_attr = 0o100644 << 16
+    info.compress_type = zipfile.ZIP_DEFLATED
+    return info
+
+
+source, target = sys.argv[1:]
+with zipfile.ZipFile(source) as old, open(target, "wb") as out:
+    out.write(b"#!/usr/bin/env python3\n")
+    with zipfile.ZipFile(out, "w") as new:
+        for name in sorted(name for name in old.namelist() if not name.endswith("/")):
+            head = HEAD if name == "__main__.py" else b""
+            new.writestr(entry(name), head + old.read(name), compresslevel=9)
+os.chmod(target, 0o755)
+EOF
+}
+
+build() {
+  need_python
+  build_tools
+  download
+  stage
+  mkdir -p dist
+  "$tools/bin/python" -m shiv.cli --reproducible --site-packages build/stage -e crucible_worker.__main__:main \
+    -p '/usr/bin/env python3' -o build/shiv.pyz >build/shiv.log
+  canonical build/shiv.pyz "$PYZ.part"
+  local size
+  size=$(wc -c <"$PYZ.part")
+  ((size < MAX_BYTES)) || give_up 1 "$PYZ would have $size bytes; the budget is $MAX_BYTES"
+  mv "$PYZ.part" "$PYZ"
+  (cd dist && sha256sum crucible-worker.pyz >crucible-worker.pyz.sha256)
+  say "$PYZ, $size bytes, sha256 $(cut -c 1-64 "$PYZ.sha256")"
+}
+
+# --- a Docker Engine -------------------------------------------------------------------------------------------
+
+# ask EXPRESSION: print a Python expression over the low-level client `api`; fails where no engine answers.
+ask() {
+  PYTHONPATH=build/stage "$python" -c '
+import os, sys, docker
+try:
+    api = docker.APIClient(base_url=os.environ["DOCKER_HOST"], version="auto", timeout=20)
+    print(eval(sys.argv[1]))
+except Exception as error:
+    sys.exit(" ".join(str(error).split())[:300])
+' "$1"
+}
+
+engine_answers() { ask 'api.version()["Version"]' >/dev/null 2>&1; }
+has_gvisor() { [[ $(ask '"runsc" in api.info()["Runtimes"]') == True ]]; }
+gvisor_works() {
+  ask '[api.start(c := api.create_container("crucible-sandbox:python", ["python3", "-c", ""], host_config=
+    api.create_host_config(runtime="runsc", network_mode="none"))["Id"]), api.wait(c), api.remove_container(c)][1]' \
+    >/dev/null
+}
+
+# within SECONDS COMMAND...: try once a second until it succeeds.
+within() {
+  local left=$1
+  shift
+  until "$@"; do
+    ((left-- > 0)) || return 1
+    sleep 1
+  done
+}
+
+# gVisor's own network stack fails in some kernels' root network namespace, and a sandbox has no network anyway:
+# hence --network=none. An entry that is there already stays as it is.
+register_gvisor() {
+  mkdir -p /etc/docker
+  "$python" - <<'EOF' || give_up 69 "/etc/docker/daemon.json cannot be read; repair it or add the runtime runsc yourself"
+import json
+import os
+import shutil
+
+path = "/etc/docker/daemon.json"
+text = open(path).read() if os.path.exists(path) else ""
+config = json.loads(text or "{}")
+entry = {"path": shutil.which("runsc"), "runtimeArgs": ["--network=none"]}
+if "runsc" not in config.setdefault("runtimes", {}):
+    config["runtimes"]["runsc"] = entry
+    with open(path + ".part", "w") as out:
+        json.dump(config, out, indent=2)
+    os.replace(path + ".part", path)
+EOF
+}
+
+has_systemd() { [[ -d /run/systemd/system ]]; }
+
+start_engine() {
+  engine_answers && return # its package may have started it
+  say "starting dockerd (log: $ENGINE_LOG)"
+  if has_systemd; then
+    systemctl start docker 2>"$ENGINE_LOG" || true
+  else
+    setsid nohup dockerd >"$ENGINE_LOG" 2>&1 </dev/null &
+  fi
+  within 60 engine_answers && return
+  tail -n 5 "$ENGINE_LOG" >&2
+  give_up 69 "dockerd does not answer after 60 seconds; $ENGINE_LOG has the whole of it"
+}
+
+stop_engine() {
+  [[ -n $engine_started ]] || return 0
+  say "stopping the dockerd that was started here (installed packages stay)"
+  if has_systemd; then
+    systemctl stop docker.socket docker
+    return
+  fi
+  local pid
+  pid=$(cat "$PID_FILE" 2>/dev/null) && kill "$pid" 2>/dev/null || return 0
+  within 30 gone "$pid" || say "dockerd ($pid) is still there"
+}
+
+gone() { ! kill -0 "$1" 2>/dev/null; }
+
+ensure_engine() {
+  export DOCKER_HOST=${DOCKER_HOST:-$SOCKET}
+  engine_answers && return
+  local reason="no Docker Engine answers at $DOCKER_HOST"
+  [[ $DOCKER_HOST == "$SOCKET" ]] || give_up 69 "$reason: $(ask 'api' 2>&1 || true)"
+  may_install || command -v dockerd >/dev/null || install "$reason" docker.io iptables runsc
+  [[ $install_allowed == yes && $EUID == 0 ]] || give_up 69 "$reason. Start it, add this user to its group, or set DOCKER_HOST"
+  trap stop_engine EXIT
+  engine_started=yes
+  if ! command -v dockerd >/dev/null; then install "$reason" docker.io iptables runsc; fi
+  if command -v runsc >/dev/null; then register_gvisor; fi
+  start_engine
+}
+
+reload_engine() {
+  if has_systemd; then systemctl reload docker; else kill -HUP "$(cat "$PID_FILE")"; fi
+  within 15 has_gvisor
+}
+
+ensure_gvisor() {
+  has_gvisor && return
+  [[ $DOCKER_HOST == "$SOCKET" ]] || give_up 69 "the Docker Engine at $DOCKER_HOST has no runtime runsc; add gVisor to it"
+  command -v runsc >/dev/null || install "the tests need gVisor" runsc
+  [[ $EUID == 0 ]] || give_up 69 "the Docker Engine has no runtime runsc; add gVisor to /etc/docker/daemon.json"
+  say "adding the runtime runsc to /etc/docker/daemon.json and reloading dockerd"
+  register_gvisor
+  reload_engine || give_up 69 "dockerd has not taken up the runtime runsc; its log says why"
+}
+
+# --- commands --------------------------------------------------------------------------------------------------
+
+dev_environment() {
+  dev=$CACHE/dev-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  mkdir -p "$CACHE"
+  environment "$dev" requirements-dev.lock
+}
+
+demo() {
+  build
+  ensure_engine
+  has_gvisor || say "this Docker Engine has no gVisor (runtime runsc); the demo goes on with Docker alone"
+  "$python" -I "$PYZ" demo "$@"
+}
+
+run_tests() {
+  build
+  dev_environment
+  ensure_engine
+  ensure_gvisor
+  command -v redis-server >/dev/null || install "the tests need a Redis server" redis-server
+  "$python" -I "$PYZ" image build
+  gvisor_works || give_up 69 "a first sandbox on gVisor failed; 'runtimeArgs' of runsc in /etc/docker/daemon.json may need --network=none"
+  "$dev/bin/python" -m pytest "$@"
+}
+
+lint() {
+  need_python
+  dev_environment
+  "$dev/bin/ruff" check .
+  "$dev/bin/ruff" format --check .
+  "$dev/bin/mypy"
+  if ! command -v shellcheck >/dev/null && may_install; then install "shell scripts are checked" shellcheck; fi
+  if command -v shellcheck >/dev/null; then shellcheck build.sh .ci/run; else say "no shellcheck here; skipped"; fi
+}
+
+# Pin everything for every platform, then keep of the bundle's packages only what has a none-any wheel, by its hash.
+lock() {
+  need_python
+  local uv=$CACHE/uv/bin/uv folder=build/lock
+  [[ -x $uv ]] || { "$python" -m venv "$CACHE/uv" && "$CACHE/uv/bin/python" -m pip install --quiet uv; }
+  "$uv" pip compile --quiet --universal --no-annotate --no-header --extra dev --generate-hashes pyproject.toml \
+    -o build/dev.lock
+  { locked_by 'Development, tests and build tools, for every platform.' && cat build/dev.lock; } >requirements-dev.lock
+  "$uv" pip compile --quiet --universal --no-annotate --no-header -c build/dev.lock pyproject.toml -o build/run.lock
+  rm -rf "$folder"
+  grep -v "sys_platform == 'win32'" build/run.lock | sed 's/ *;.*//' >build/pins.txt
+  "$python" -m pip download --quiet --dest "$folder" --no-deps --only-binary=:all: \
+    --platform any --implementation py --abi none -r build/pins.txt
+  { locked_by 'What is in the .pyz. Only none-any wheels, and no markers: one bundle serves every Python and CPU.' &&
+    pinned "$folder"; } >requirements.lock
+}
+
+locked_by() { printf '# %s\n# Renew with: ./build.sh lock\n' "$1"; }
+
+# pinned FOLDER: build/pins.txt with the hash of each package's wheel in FOLDER.
+pinned() {
+  local pin name
+  while read -r pin; do
+    name=${pin//-/_}
+    printf '%s \\\n    --hash=sha256:%s\n' "$pin" "$(sha256sum "$1/${name/==/-}"-py*.whl | cut -c 1-64)"
+  done <build/pins.txt
+}
+
+main() {
+  if [[ ${1-} == --no-install ]]; then
+    install_allowed=no
+    shift
+  fi
+  local command=${1-build}
+  [[ $# == 0 ]] || shift
+  case $command in
+    build | lint | lock | clean | dev) [[ $# == 0 ]] || give_up 64 "$command takes no arguments. See ./build.sh --help" ;;
+  esac
+  case $command in
+    build | demo | lint | lock) "$command" "$@" ;;
+    test) run_tests "$@" ;;
+    dev) need_python && dev_environment && printf '%s\n' "$dev" ;;
+    clean) rm -rf build dist ;;
+    -h | --help | help) usage ;;
+    *) give_up 64 "unknown command '$command'. See ./build.sh --help" ;;
+  esac
+}
+
+main "$@"
