@@ -1,0 +1,172 @@
+"""The one file that is shipped: the same bytes wherever it is built, pure Python, and at home on every host."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("build.sh", "pyproject.toml", "README.md", "requirements.lock", "requirements-dev.lock", "crucible_worker")
+BUDGET = 3_000_000
+
+
+def pythons() -> tuple[list[str], list[str]]:
+    """The interpreters of this host, one of each version: those that are new enough, and those that are not."""
+    named = (shutil.which(name) for name in ("python3", "python3.11", "python3.12", "python3.13", "python3.14"))
+    places = [sys.executable, "/usr/bin/python3", *named, *sorted(Path.home().glob(".pyenv/versions/3.*/bin/python3"))]
+    found = {}
+    for place in filter(None, places):
+        wanted = "import sys; print(*sys.version_info[:3]); print(getattr(sys, '_base_executable', sys.executable))"
+        done = subprocess.run([place, "-I", "-c", wanted], capture_output=True, text=True)
+        if done.returncode == 0:
+            version, path = done.stdout.splitlines()
+            found.setdefault(tuple(map(int, version.split())), path)
+    split = [[path for version, path in sorted(found.items()) if (version >= (3, 11)) is new] for new in (True, False)]
+    return split[0], split[1]
+
+
+NEW, OLD = pythons()
+
+
+def build(folder: Path, umask: str, python: str) -> Path:
+    """Build a copy of the sources in `folder`; tools and downloads are shared with the working copy."""
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
+    subprocess.run(
+        ["bash", "-c", f"umask {umask} && exec ./build.sh"],
+        cwd=folder,
+        env={**os.environ, "PYTHON": python, "BUILD_CACHE": str(ROOT / "build")},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    return folder / "dist" / "crucible-worker.pyz"
+
+
+def start(python: str, pyz: Path, *argv: str, flags=("-I",), **environ: str) -> subprocess.CompletedProcess:
+    """Run the .pyz in an environment with nothing but what is given."""
+    command = [python, *flags, str(pyz), *argv]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def pyz(tmp_path_factory) -> Path:
+    """What build.sh makes of this working copy."""
+    return build(tmp_path_factory.mktemp("build") / "here", "022", sys.executable)
+
+
+@pytest.fixture(scope="session")
+def names(pyz) -> list[str]:
+    """The paths in the archive."""
+    with zipfile.ZipFile(pyz) as archive:
+        return archive.namelist()
+
+
+def test_is_the_same_elsewhere_under_another_umask_and_python(pyz, tmp_path):
+    """A second builder gets the same sum: that is what makes the sum worth checking."""
+    other = build(tmp_path / "another place", "077", NEW[-1])
+    assert other.read_bytes() == pyz.read_bytes()
+
+
+def test_sum_is_beside_it_and_right(pyz):
+    """`sha256sum -c` works where both files lie."""
+    subprocess.run(["sha256sum", "-c", "--quiet", f"{pyz.name}.sha256"], cwd=pyz.parent, check=True)
+
+
+def test_is_pure_python(names):
+    """No compiled code: one file serves every CPU and C library, on noexec mounts too."""
+    assert [name for name in names if re.search(r"\.(so|pyd|dylib|dll|pyc)\b", name)] == []
+
+
+def test_tells_nothing_of_the_builder(pyz, names):
+    """No build path, no script with an interpreter's path, no time and no odd mode."""
+    assert [n for n in names if n.endswith("direct_url.json") or "/bin/" in n] == []
+    assert names == sorted(names)
+    with zipfile.ZipFile(pyz) as archive:
+        infos = archive.infolist()
+        assert {(i.date_time, i.external_attr >> 16) for i in infos} == {((1980, 1, 1, 0, 0, 0), 0o100644)}
+        assert str(ROOT).encode() not in b"".join(map(archive.read, names))
+
+
+def test_every_file_belongs_to_a_locked_package(names):
+    """Nothing is in it that requirements.lock does not name, except ourselves and the bootstrap."""
+    locked = set(re.findall(r"^([\w-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    bundled = {
+        m[1].replace("_", "-") for n in names if (m := re.match(r"site-packages/([\w.]+?)-[^/]*\.dist-info/", n))
+    }
+    assert bundled == locked | {"crucible-worker"}
+
+
+def test_stays_within_its_budget(pyz):
+    """It is copied by hand into air-gapped rooms."""
+    assert pyz.stat().st_size < BUDGET
+    assert os.access(pyz, os.X_OK)
+
+
+@pytest.mark.parametrize("python", NEW)
+def test_runs_on_every_supported_python(pyz, python, tmp_path):
+    """Isolated, without a home, and with a folder of its own to unpack in."""
+    done = start(python, pyz, "version", SHIV_ROOT=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("crucible-worker ")
+
+
+@pytest.mark.parametrize("python", OLD)
+def test_old_pythons_say_so(pyz, python, tmp_path):
+    """One sentence, and nothing is unpacked first."""
+    done = start(python, pyz, "version", SHIV_ROOT=str(tmp_path))
+    assert done.returncode == 64
+    assert re.fullmatch(r"crucible-worker needs Python 3\.11 or newer, and this is 3\.\d+\. .*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_check_comes_first(pyz):
+    """The same on a host without an old Python: the archive's first lines, told that they run on 3.6."""
+    with zipfile.ZipFile(pyz) as archive:
+        program = archive.read("__main__.py").decode()
+    pretence = f"import sys; sys.version_info = (3, 6, 0); exec({program!r})"
+    done = subprocess.run([sys.executable, "-c", pretence], capture_output=True, text=True)
+    assert done.returncode == 64
+    assert "this is 3.6" in done.stderr
+
+
+def test_home_that_cannot_be_written_is_named(pyz):
+    """Services and containers often have no home; the remedy is in the message."""
+    done = start(sys.executable, pyz, "version", HOME="/nonexistent")
+    assert done.returncode == 64
+    assert "/nonexistent" in done.stderr
+    assert "SHIV_ROOT" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_runs_from_a_read_only_unpacked_folder(pyz, tmp_path):
+    """An image unpacks it while it is built and then writes nowhere."""
+    assert start(sys.executable, pyz, "version", SHIV_ROOT=str(tmp_path)).returncode == 0
+    before = sorted(tmp_path.rglob("*"))
+    for path in [tmp_path, *before]:
+        path.chmod(0o555)
+    try:
+        assert start(sys.executable, pyz, "version", flags=("-I", "-B"), SHIV_ROOT=str(tmp_path)).returncode == 0
+        assert sorted(tmp_path.rglob("*")) == before
+    finally:
+        for path in [tmp_path, *before]:
+            path.chmod(0o755)
+
+
+@pytest.mark.parametrize("argv", [("version",), ("--help",), ("healthcheck", "--help")])
+def test_small_commands_import_nothing_costly(pyz, argv, tmp_path):
+    """A health check every few seconds must not load the Docker SDK each time."""
+    done = start(sys.executable, pyz, *argv, flags=("-I", "-X", "importtime"), SHIV_ROOT=str(tmp_path))
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert imported & {"docker", "structlog", "redis", "requests", "prometheus_client", "asyncio"} == set()
