@@ -87,9 +87,6 @@ class Task:
         if not isinstance(eval_id, str) or not eval_id:
             wrong = "an empty one" if eval_id == "" else _kind(eval_id)
             raise InvalidTaskError(f"eval_id must be a non-empty string, not {wrong}", None)
-        if any("\ud800" <= character <= "\udfff" for character in eval_id):
-            # Half a surrogate pair has no UTF-8, hence no URL to report to and no row in a database.
-            raise InvalidTaskError("eval_id must be valid Unicode, without lone surrogates", None)
 
         def text(name: str, default: str) -> str:
             value = document.get(name)
