@@ -310,3 +310,9 @@ def test_a_failed_change_leaves_nothing_behind(store, monkeypatch):
     store._db.execute("DROP TRIGGER full")
     assert store.get("a").attempts == 0
     assert claim(store) == "a"
+
+
+def test_a_change_is_on_the_disk_before_it_is_acknowledged(store):
+    """kill -9 cannot show it, a power cut can: a write-ahead log that is synchronised at each commit."""
+    modes = [store._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert modes == ["wal", 2]
