@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from crucible_worker import settings
+from crucible_worker.cli.demo_command import CASES
 from crucible_worker.cli.main import COMMANDS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -33,6 +34,14 @@ def test_settings_table_is_that_of_the_code():
 def test_every_command_is_listed():
     text = README.read_text(encoding="utf-8")
     assert [name for name in COMMANDS if not re.search(rf"^\| `{name}\b", text, flags=re.MULTILINE)] == []
+
+
+def test_the_recorded_demo_shows_what_the_demo_does():
+    recorded = README.read_text(encoding="utf-8").split("<!-- demo -->")[1].split("<!-- /demo -->")[0]
+    for engine in ("docker", "gvisor"):
+        for case in CASES:
+            assert re.search(rf"^    {engine} +{case.name} +\w+ +{case.reason} ", recorded, flags=re.MULTILINE)
+    assert "sandboxes left behind: 0." in recorded
 
 
 if __name__ == "__main__":
