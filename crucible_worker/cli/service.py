@@ -1,9 +1,11 @@
 """The composition root of `run`: every adapter is made here, and handed to those that declared what they need."""
 
 import dataclasses
+import datetime as dt
 import sqlite3
 import threading
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -27,6 +29,7 @@ from crucible_worker.worker import Pace, Worker
 EVENT_LIMIT = 10_000
 # While no engine works, nothing else can happen: look often.
 _ENGINE_RETRY_SECONDS = 5.0
+_CANARY_SECONDS = 20.0
 
 
 class Bus(Protocol):
@@ -44,7 +47,7 @@ class Service:
         settings = loaded.settings
         self._settings = settings
         self._key = composition.ApiKey(loaded)
-        logs.configure(settings.worker_id, settings.log_format, settings.log_level, self._key.all)
+        logs.configure(settings.worker_id, settings.log_format, settings.log_level, self._secrets)
         self._log = logs.get_logger()
         self._boot_id = uuid.uuid4().hex
         self._vitals = Vitals()
@@ -53,6 +56,7 @@ class Service:
         )  # fmt: skip
         self._stages = lifecycle.Stages()
         self._stop = threading.Event()
+        self._claiming = threading.Event()
         self._transport = composition.transport(settings, self._key)
         self._journal = Journal(settings.state_dir)
         self._fleet = composition.fleet(settings, self._boot_id, self._engine_changed)
@@ -64,6 +68,7 @@ class Service:
             languages=tuple(settings.images),
         )
         self._bus = _bus(settings, self._key)
+        self._bus_down = False
         self._results = Delivery(self._journal, RESULTS, self._post_result, self._result_outcome)
         self._events = Delivery(self._journal, EVENTS, self._post_event, self._event_outcome)
         self._worker = self._make_worker(settings)
@@ -73,6 +78,7 @@ class Service:
             worker_id=settings.worker_id,
             queue=self._queue,
             engines=self._fleet,
+            may_claim=self._may_claim,
             record=self._journal,
             tell=self._tell,
             deliver=self._results.wake,
@@ -103,12 +109,19 @@ class Service:
             self._settle_crashed()
             self._start("results", self._results.run, self._stop)
             self._start("events", self._events.run, self._stop)
-            self._start("engines", self._keep_engines)
+            engines = self._start("engines", self._keep_engines)
             slots = [self._start(f"slot-{n}", self._worker.run, n, self._stages.drain) for n in self._slot_numbers()]
             code = self._watch(slots)
             self._stop.set()
+            if code != ExitCode.INTERRUPTED:
+                # A canary that runs now takes its sandbox away before we go.
+                engines.join(_CANARY_SECONDS)
             self._log.info("worker_stopped", exit_code=code, undelivered=len(self._journal.pending(RESULTS)))
         return code
+
+    def _secrets(self) -> set[str]:
+        password = urllib.parse.urlsplit(self._settings.event_bus_url).password
+        return self._key.all() | ({password} if password else set())
 
     def _slot_numbers(self) -> range:
         return range(1, self._settings.concurrency + 1)
@@ -128,10 +141,17 @@ class Service:
             return ExitCode.KEY_REFUSED
         return code
 
-    @staticmethod
-    def _start(name: str, target: Any, *arguments: object) -> threading.Thread:  # noqa: ANN401 - any callable
-        """A daemon thread: none of ours may keep an exiting process alive."""
-        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+    def _start(self, name: str, target: Callable[..., None], *arguments: object) -> threading.Thread:
+        """A daemon thread: none of ours may keep an exiting process alive. One that dies is noticed as a stall."""
+
+        def guarded() -> None:
+            try:
+                target(*arguments)
+            except Exception as error:  # noqa: BLE001 - a defect of ours; a worker that lacks a thread must not go on
+                self._log.error("internal_error", thread=name, error=error, exc_info=True)
+                self._vitals.collapsed(f"the thread {name} has died")
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
         return thread
 
@@ -141,7 +161,7 @@ class Service:
             self._transport.reload()
         except ExitError as error:
             self._log.error("reload_failed", error=str(error))
-        self._results.wake()
+        self._results.hurry()
 
     # Engines
 
@@ -152,8 +172,16 @@ class Service:
             self._fleet.probe_all()
             swept = swept or self._sweep()
             working = self._fleet.available()
+            if working:
+                self._claiming.set()
+            else:
+                self._claiming.clear()
             self._vitals.trouble("engines", None if working else "no engine works")
             self._stop.wait(self._settings.engine_probe_interval if working else _ENGINE_RETRY_SECONDS)
+
+    def _may_claim(self) -> bool:
+        """Whether an engine works, and all have been tried: a task must not fall back from one that is just waking."""
+        return self._claiming.is_set() and self._fleet.available()
 
     def _engine_changed(self, name: str, state: EngineState) -> None:
         self._metrics.engine_available(name, state.available)
@@ -185,6 +213,7 @@ class Service:
             if claim.lease:
                 body["lease"] = claim.lease
             self._journal.settle(claim.id, outbox.FAIL, claim.eval_id, body, time.time())
+            self._tell(outbox.failed(claim.eval_id, body, self._settings.worker_id, dt.datetime.now(dt.UTC)))
             self._log.error("task_failed", eval_id=claim.eval_id, reason=Reason.WORKER_CRASHED, error=body["error"])
 
     # Deliveries
@@ -195,9 +224,9 @@ class Service:
     def _result_outcome(self, entry: Entry, outcome: Outcome, words: str) -> None:
         self._metrics.delivered(outcome)
         about = {"eval_id": entry.eval_id, "kind": entry.kind}
-        self._vitals.trouble(
-            "key", f"the queue refuses the key: it {words}" if outcome is Outcome.KEY_REFUSED else None
-        )
+        if outcome is not Outcome.RETRY:
+            refused = outcome is Outcome.KEY_REFUSED
+            self._vitals.trouble("key", f"the queue refuses the key: it {words}" if refused else None)
         match outcome:
             case Outcome.ACCEPTED:
                 self._log.info("result_delivered", **about)
@@ -232,8 +261,12 @@ class Service:
                 self._log.warning("event_bus_refuses", error=f"the event bus {error}", detail="its events are dropped")
 
     def _event_outcome(self, entry: Entry, outcome: Outcome, words: str) -> None:
-        if outcome in {Outcome.RETRY, Outcome.KEY_REFUSED}:
-            self._log.debug("event_delivery_failed", eval_id=entry.eval_id, error=f"the event bus {words}")
+        failed = outcome in {Outcome.RETRY, Outcome.KEY_REFUSED}
+        if failed and not self._bus_down:
+            self._log.warning("event_bus_unreachable", eval_id=entry.eval_id, error=f"the event bus {words}")
+        if self._bus_down and not failed:
+            self._log.info("event_bus_restored")
+        self._bus_down = failed
 
     # What port 8082 says
 
