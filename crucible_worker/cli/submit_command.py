@@ -2,15 +2,14 @@
 
 import argparse
 import json
-import sys
 import time
 import urllib.parse
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from crucible_worker import settings
+from crucible_worker.cli.files import read_code
 from crucible_worker.errors import ExitCode, ExitError, RejectedError, RetryError
 from crucible_worker.transport import HttpTransport, Response, tls_context
 
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     )
     options = {name: getattr(args, name) for name in ("engine", "language", "timeout", "priority")}
     wanted = {name: value for name, value in options.items() if value is not None}
-    codes = [_read(file) for file in args.files]
+    codes = [read_code(file) for file in args.files]
     # Ids are made here, so that a submission whose answer got lost is the same one when it is repeated.
     ids = [str(uuid.uuid4()) for _ in codes]
     for eval_id, code in zip(ids, codes, strict=True):
@@ -70,16 +69,6 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         completed &= result.get("status") == "completed"
         print(json.dumps(result) if args.json else _line(result, file), flush=True)
     return ExitCode.OK if completed else ExitCode.FAILED
-
-
-def _read(file: str) -> str:
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        return data.decode()
-    except OSError as error:
-        raise ExitError(ExitCode.USAGE, f"{file} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise ExitError(ExitCode.USAGE, f"{file} is not UTF-8 text, which is what tasks carry.") from None
 
 
 def _line(result: Mapping[str, Any], file: str) -> str:
