@@ -84,7 +84,7 @@ def _whole_characters(head: bytes, tail: bytes) -> tuple[bytes, bytes]:
         if length > back:
             head = head[:-back]
         break
-    start = next((i for i, byte in enumerate(tail[:4]) if byte & 0xC0 != 0x80), 0)
+    start = next((i for i, byte in enumerate(tail[:3]) if byte & 0xC0 != 0x80), 3)
     return head, tail[start:]
 
 
@@ -94,6 +94,11 @@ class Trailer:
 
     exit_code: int | None = None
     signal: int | None = None
+
+    @property
+    def exit_status(self) -> int | None:
+        """The exit code that the supervisor itself then ends with, as the daemon sees it."""
+        return self.exit_code if self.signal is None else 128 + self.signal
 
 
 class Conversation:
@@ -158,5 +163,7 @@ class Conversation:
         else:
             # Not our program wrote this but the runtime or the image: it belongs with the errors.
             self.stderr.add(self._prefix[self.ready :])
+            self.stderr.add(self.stdout.captured().data)
             self.stderr.add(held)
+            self.stdout = Capture(0)
         return None

@@ -16,12 +16,19 @@ RUNTIME_THREADS = 256
 SHM_BYTES = 16 << 20
 # The supervisor stays below the code's own 1000, so that running out of memory hits the code.
 SUPERVISOR_OOM_SCORE = 500
+MIN_NANO_CPUS = 10_000_000  # the kernel's least quota is 1 ms in 100 ms; what rounds to less would be no quota at all
 
 
 def container_config(
     *, image: str, runtime: str, limits: Limits, labels: Mapping[str, str], boot: str
 ) -> dict[str, Any]:
-    """The body of POST /containers/create for a sandbox. `boot` is the source of the program in it."""
+    """The body of POST /containers/create for a sandbox. `boot` is the source of the program in it.
+
+    Raises ValueError for a limit of zero or less, which a daemon would take for "no limit".
+    """
+    for name in ("memory_bytes", "cpus", "processes", "open_files", "file_bytes", "tmp_bytes"):
+        if not getattr(limits, name) > 0:
+            raise ValueError(f"{name} must be more than 0, not {getattr(limits, name)}")
     return {
         "Image": image,
         "Entrypoint": ["python3", "-c", boot],
@@ -65,7 +72,7 @@ def _host_config(runtime: str, limits: Limits) -> dict[str, Any]:
         "MemorySwap": limits.memory_bytes,
         "OomKillDisable": False,
         "OomScoreAdj": SUPERVISOR_OOM_SCORE,
-        "NanoCpus": round(limits.cpus * 1_000_000_000),
+        "NanoCpus": max(round(limits.cpus * 1_000_000_000), MIN_NANO_CPUS),
         "PidsLimit": limits.processes + own_threads,
         "ShmSize": SHM_BYTES,
         "Ulimits": [
@@ -120,6 +127,8 @@ def _same(key: str, wanted: Any, made: Any) -> bool:  # noqa: ANN401 - JSON valu
     if key == "LogConfig":
         return bool((made or {}).get("Type") == wanted["Type"])
     if key == "Ulimits":
-        # The daemon may add its own default limits to ours.
-        return all(limit in (made or []) for limit in wanted)
+        # The daemon may add its own default limits to ours, but none of the same name.
+        ours = {limit["Name"] for limit in wanted}
+        theirs = [limit for limit in made or [] if limit.get("Name") in ours]
+        return len(theirs) == len(wanted) and all(limit in theirs for limit in wanted)
     return bool(wanted == made or not (wanted or made))

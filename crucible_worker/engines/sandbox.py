@@ -129,8 +129,8 @@ class Sandboxes:
         exit_code, state = self._finish(container, ends)
         watch.lap("exit")
         trailer = conversation.finish()
-        # Asked only where it matters: a silent end that was not ours.
-        silent = trailer is None and exit_code not in {None, 0} and not ends.any()
+        # Asked only where it matters: an end that was not ours and without a word that fits it.
+        silent = (trailer is None or trailer.exit_status != exit_code) and exit_code not in {None, 0} and not ends.any()
         evidence = verdict.Evidence(
             runtime=self.runtime,
             limits=job.limits,

@@ -3,6 +3,7 @@
 What the code's own supervisor says (the trailer) is believed only where the daemon's exit code agrees with it.
 """
 
+import dataclasses
 import signal
 from dataclasses import dataclass
 
@@ -39,8 +40,10 @@ def judge(evidence: Evidence) -> Verdict:
     """The verdict on the code.
 
     Raises TaskError (engine_unavailable) where the code never started, and (engine_error) where it was ended by
-    somebody else than itself or us: then there is no verdict.
+    somebody else than itself or us, or its output was lost: then there is no verdict.
     """
+    if evidence.trailer is not None and evidence.trailer.exit_status != evidence.exit_code:
+        evidence = dataclasses.replace(evidence, trailer=None)
     if evidence.cancelled:
         return Verdict(Status.ERROR, Reason.CANCELLED, error="cancelled while it ran")
     if not evidence.started:
@@ -88,6 +91,9 @@ def _by_its_own_end(evidence: Evidence) -> Verdict:
     if killer is not None:
         error = f"killed by signal {killer} ({_signal_name(killer)})"
         return Verdict(Status.FAILED, Reason.SIGNALED, signal=killer, error=error)
+    if evidence.trailer is None:
+        # A supervisor that ends has its last word; where it is missing, so is output before it.
+        raise TaskError(Reason.ENGINE_ERROR, f"the end of the sandbox's output was lost (exit code {code})")
     if code == 0:
         return Verdict(Status.COMPLETED, Reason.EXITED, exit_code=0)
     return Verdict(Status.FAILED, Reason.EXITED_NONZERO, exit_code=code, error=f"exit code {code}")
@@ -95,9 +101,9 @@ def _by_its_own_end(evidence: Evidence) -> Verdict:
 
 def _killer(evidence: Evidence) -> int | None:
     """The signal that ended the code, if one did."""
-    code, trailer = evidence.exit_code or 0, evidence.trailer
-    if trailer is not None:
-        return trailer.signal if trailer.signal and code == 128 + trailer.signal else None
+    code = evidence.exit_code or 0
+    if evidence.trailer is not None:
+        return evidence.trailer.signal or None
     if code <= 128 or code - 128 >= signal.NSIG:
         return None
     if evidence.killed_outside or evidence.runtime == PLAIN_RUNTIME:
