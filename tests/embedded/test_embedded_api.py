@@ -9,7 +9,6 @@ from embedded_support import Client, Clock
 
 from crucible_worker.embedded.server import EmbeddedQueue
 from crucible_worker.embedded.wire import quote_id
-from crucible_worker.model import Task
 
 RESULT = {"id": "a", "status": "completed", "output": "42\n"}
 
