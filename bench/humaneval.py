@@ -178,7 +178,7 @@ def wrong(case: Case, engine: str, result: dict[str, Any]) -> str | None:
     return None
 
 
-def evaluate(url: str, engine: str, made: list[Case]) -> list[str]:
+def evaluate(url: str, engine: str, made: list[Case], worker: subprocess.Popen[bytes], log: Path) -> list[str]:
     """Run every case on one engine, print the figures, and return what went wrong."""
     began = time.monotonic()
     for case in made:
@@ -191,6 +191,8 @@ def evaluate(url: str, engine: str, made: list[Case]) -> list[str]:
         name = urllib.request.quote(f"{engine}/{case.name}", safe="")  # type: ignore[attr-defined]
         status = 0
         while status != 200:
+            if worker.poll() is not None:
+                raise SystemExit(f"the worker ended: {log.read_text()[-2000:]}")
             status, result = call("GET", f"{url}/tasks/{name}/result", Prefer="wait=20")
         durations.append(result.get("duration_ms") or 0.0)
         if fault := wrong(case, engine, result):
@@ -241,8 +243,10 @@ def main() -> int:
                 "CRUCIBLE_CONCURRENCY": str(options.concurrency),
                 "CRUCIBLE_POLL_WAIT": "1",
             }
-            with process("run", log=worker_log, **environ):
-                faults = [fault for engine in options.engines.split(",") for fault in evaluate(url, engine, made)]
+            with process("run", log=worker_log, **environ) as running:
+                faults = []
+                for engine in options.engines.split(","):
+                    faults += evaluate(url, engine, made, running, worker_log)
     left = left_behind(worker)
     print(f"sandboxes left behind: {left}")
     for fault in faults:
