@@ -2,6 +2,7 @@
 
 import enum
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -62,19 +63,32 @@ class Delivery:
         self._failures: dict[int, int] = {}
         self._due: dict[int, float] = {}
         self._wake = threading.Event()
+        self._hurry = threading.Event()
 
     def wake(self) -> None:
         """There is something new to say."""
         self._wake.set()
 
+    def hurry(self) -> None:
+        """What was postponed is due now: there is reason to hope."""
+        self._hurry.set()
+        self._wake.set()
+
     def run(self, stop: threading.Event) -> None:
-        """Deliver until `stop` is set."""
+        """Deliver until `stop` is set. A journal that cannot be read or written is tried again like a peer."""
         while not stop.is_set():
-            self._wake.wait(self.turn())
+            try:
+                pause = self.turn()
+            except sqlite3.Error:
+                pause = _IDLE_SECONDS
+            self._wake.wait(pause)
             self._wake.clear()
 
     def turn(self) -> float:
         """Try all that is due once. Returns the seconds until the next is."""
+        if self._hurry.is_set():
+            self._hurry.clear()
+            self._due.clear()
         pending = self._journal.pending(self._lane)
         for forgotten in self._due.keys() - set(pending):
             self._forget(forgotten)
@@ -103,6 +117,8 @@ class Delivery:
             self._postpone(entry, Outcome.KEY_REFUSED, str(error), None)
         except RetryError as error:
             self._postpone(entry, Outcome.RETRY, str(error), error.retry_after)
+        except Exception as error:  # noqa: BLE001 - a defect of ours must neither lose an entry nor block the others
+            self._postpone(entry, Outcome.RETRY, f"was not asked: {type(error).__name__}: {error}", None)
         else:
             self._close(entry, Outcome.ACCEPTED, "")
 

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ CREATE TABLE outbox (id INTEGER PRIMARY KEY, lane TEXT NOT NULL, kind TEXT NOT N
 CREATE INDEX outbox_lane ON outbox (lane, id);
 CREATE TABLE dead (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, eval_id TEXT NOT NULL, body TEXT NOT NULL,
                    answer TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE boots (id TEXT PRIMARY KEY);
 """
 
 
@@ -46,7 +47,7 @@ class Entry:
 
 
 class Journal:
-    """Claims, an outbox with two lanes, and dead letters. May be shared by threads. Ids survive as they are: any text.
+    """Claims, an outbox with two lanes, dead letters, and our own earlier lives. May be shared by threads. Ids survive as they are: any text.
 
     Every method is one transaction, on disk when it returns (SQLite, WAL, synchronous FULL).
     """
@@ -93,10 +94,12 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # A full disk may have ended the transaction, or left it open at COMMIT; the next one needs it ended.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def claim(self, eval_id: str, lease: str | None, engine: str, at: float) -> int:
         """Note a claim before its sandbox is made. Returns its id. `at` is Unix time."""
@@ -125,6 +128,18 @@ class Journal:
     def _put(db: sqlite3.Connection, lane: str, kind: str, eval_id: str, body: Mapping[str, Any], at: float) -> None:
         row = (lane, kind, _key(eval_id), json.dumps(body), at)
         db.execute("INSERT INTO outbox (lane, kind, eval_id, body, at) VALUES (?, ?, ?, ?, ?)", row)
+
+    def begin(self, boot: str) -> list[str]:
+        """Note that a life of this worker begins. Returns the earlier ones whose sandboxes may still be there."""
+        with self._transaction() as db:
+            earlier = [row[0] for row in db.execute("SELECT id FROM boots")]
+            db.execute("INSERT INTO boots (id) VALUES (?)", (boot,))
+        return earlier
+
+    def swept(self, boots: Iterable[str]) -> None:
+        """Forget lives of which no sandbox is left."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM boots WHERE id = ?", [(boot,) for boot in boots])
 
     def claims(self) -> list[Claim]:
         """All open claims, oldest first."""

@@ -121,19 +121,21 @@ class Lifecycle:
             self._take_signal()
             if self._stages.level >= 3:
                 return False
-            late = self._drain_timeout and self._clock() - self._drain_began > self._drain_timeout
-            if late and not self._stages.cancel.is_set():
+            if self._drain_is_late() and not self._stages.cancel.is_set():
                 self._log.error("drain_timeout", seconds=self._drain_timeout)
                 self._stages.cancel.set()
         return True
+
+    def _drain_is_late(self) -> bool:
+        return 0 < self._drain_timeout < self._clock() - self._drain_began
 
     def _deliver_rest(self) -> int:
         """Wait for the deliveries, while there is a point in it."""
         began, level = self._clock(), self._stages.level
         while not self._delivered():
             over = self._clock() - began > DELIVER_SECONDS
-            # What is only in memory is lost with us: then it takes a further signal to give up.
-            if (self._durable and over) or self._stages.level > max(level, 1):
+            # What is only in memory is lost with us: then it takes a drain timeout, or a further signal, to give up.
+            if (over and (self._durable or self._drain_is_late())) or self._stages.level > max(level, 1):
                 return ExitCode.UNDELIVERED
             self._take_signal()
         return ExitCode.OK

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -80,20 +80,24 @@ class _Deadline:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.passed = False
-        self._sock: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._socks: list[socket.socket] = []
         self._timer = threading.Timer(seconds, self._end)
         self._timer.daemon = True
 
     def watch(self, sock: socket.socket) -> None:
-        self._sock = sock
+        """Watch a connection from its first byte. By a copy: TLS takes the socket itself away."""
+        with self._lock:
+            self._socks.append(sock.dup())
+        if self.passed:  # while the name was looked up, which no socket's timeout bounds
+            self._end()
 
     def _end(self) -> None:
         self.passed = True
-        if self._sock is not None:
-            try:
-                self._sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return
+        with self._lock:
+            for sock in self._socks:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -101,6 +105,9 @@ class _Deadline:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
+        with self._lock:
+            while self._socks:
+                self._socks.pop().close()
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
@@ -123,9 +130,14 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         class Connection(base):  # type: ignore[valid-type,misc]
             def connect(self) -> None:
                 self.timeout = min(CONNECT_SECONDS, deadline.seconds)
+                self._create_connection = watched
                 super().connect()
-                deadline.watch(self.sock)
                 self.sock.settimeout(deadline.seconds)
+
+        def watched(*arguments: Any) -> socket.socket:  # noqa: ANN401 - those of socket.create_connection
+            sock = socket.create_connection(*arguments)
+            deadline.watch(sock)
+            return sock
 
         return Connection
 
@@ -191,7 +203,10 @@ class HttpTransport:
             _faults(limit),
             self._opener(limit).open(request, timeout=deadline) as answer,
         ):
-            return Response(answer.status, _lower(answer.headers), _read(answer))
+            response = Response(answer.status, _lower(answer.headers), _read(answer))
+            if limit.passed:  # the end of the body may be ours
+                raise TimeoutError
+            return response
 
     def _opener(self, deadline: _Deadline) -> urllib.request.OpenerDirector:
         opener = urllib.request.OpenerDirector()

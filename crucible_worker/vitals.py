@@ -30,6 +30,7 @@ class Vitals:
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=_RECENT)
         self._last_poll: float | None = None
         self._said: set[str] = set()
+        self._collapsed: list[str] = []
 
     def expect(
         self, slot: int, doing: str, seconds: float, eval_id: str | None = None, engine: str | None = None
@@ -76,12 +77,20 @@ class Vitals:
         with self._lock:
             self._recent.appendleft(summary)
 
+    def collapsed(self, words: str) -> None:
+        """Something that the worker cannot do without has ended, and will not come back."""
+        with self._lock:
+            self._collapsed.append(words)
+
     def stalled(self) -> list[str]:
-        """What has not ended in its time, one sentence a slot."""
+        """What has collapsed, or has not ended in its time, one sentence each."""
         now = self._clock()
         with self._lock:
             late = [(number, slot) for number, slot in self._slots.items() if now > slot.due]
-        return [f"slot {number} has been {slot.doing} for {now - slot.since:.0f} s" for number, slot in late]
+            collapsed = list(self._collapsed)
+        return collapsed + [
+            f"slot {number} has been {slot.doing} for {now - slot.since:.0f} s" for number, slot in late
+        ]
 
     def troubles(self) -> list[str]:
         """Why the worker is not ready, one sentence each."""

@@ -33,9 +33,6 @@ class Queue(Protocol):
 class Engines(Protocol):
     """Where tasks run."""
 
-    def available(self) -> bool:
-        """Whether any engine works."""
-
     def choose(self, requested: str) -> str:
         """The engine that is to run a task. Raises TaskError."""
 
@@ -108,6 +105,7 @@ class Worker:
         worker_id: str,
         queue: Queue,
         engines: Engines,
+        may_claim: Callable[[], bool],
         record: Record,
         tell: Callable[[Event], None],
         deliver: Callable[[], None],
@@ -122,13 +120,15 @@ class Worker:
         cancel: threading.Event,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`tell` puts an event on its way, `deliver` says that a result waits; neither may block.
+        """`may_claim` tells whether a task could be run now.
 
+        `tell` puts an event on its way, `deliver` says that a result waits; neither may block.
         `cancel` ends running tasks as `worker_shutdown`. `timeout_max` in seconds.
         """
         self._worker_id = worker_id
         self._queue = queue
         self._engines = engines
+        self._may_claim = may_claim
         self._record = record
         self._tell = tell
         self._deliver = deliver
@@ -154,7 +154,7 @@ class Worker:
 
     def turn(self, slot: int) -> float:
         """Claim and run at most one task. Returns the seconds to wait before the next turn."""
-        if not self._engines.available():
+        if not self._may_claim():
             return self._pace.interval
         began = time.monotonic()
         self._vitals.expect(slot, "polling", 3 * self._queue.poll_seconds)
@@ -213,16 +213,23 @@ class Worker:
             claim = self._durably(lambda: self._record.claim(task.eval_id, lease, task.engine, time.time()))
             self._log.info("processing_task_started", language=task.language, timeout=limits.timeout_seconds)
             try:
-                result = self._evaluate(task, limits)
-                self._complete(claim, task, result)
-            except TaskError as error:
-                self._fail(claim, task.eval_id, task, error, task.engine, time.monotonic() - began)
-            except Exception as error:  # noqa: BLE001 - a defect of ours must neither lose the task nor stop the worker
-                self._log.error("internal_error", error=f"{type(error).__name__}: {error}", exc_info=True)
-                defect = TaskError(Reason.ENGINE_ERROR, f"internal error: {type(error).__name__}: {error}")
-                self._fail(claim, task.eval_id, task, defect, task.engine, time.monotonic() - began)
+                outcome = self._attempt(task, limits)
+                if isinstance(outcome, Result):
+                    self._complete(claim, task, outcome)
+                else:
+                    self._fail(claim, task.eval_id, task, outcome, task.engine, time.monotonic() - began)
             finally:
                 self._metrics.slot_freed()
+
+    def _attempt(self, task: Task, limits: Limits) -> Result | TaskError:
+        """The result of a task, or why there is none."""
+        try:
+            return self._evaluate(task, limits)
+        except TaskError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - a defect of ours must neither lose the task nor stop the worker
+            self._log.error("internal_error", error=f"{type(error).__name__}: {error}", exc_info=True)
+            return TaskError(Reason.ENGINE_ERROR, f"internal error: {type(error).__name__}: {error}")
 
     def _evaluate(self, task: Task, limits: Limits) -> Result:
         started = dt.datetime.now(dt.UTC)

@@ -13,7 +13,8 @@ time: exit at once. QUIT: straight to the second. HUP: read the key and the cert
 Example:
   QUEUE_SERVICE_URL=http://queue:8081 API_KEY_FILE=/run/secrets/key crucible-worker.pyz run
 
-Exit codes: 0 done, 64 usage, 70 stalled, 75 results still undelivered, 77 key refused."""
+Exit codes: 0 done, 64 usage, 70 stalled, 75 results still undelivered, 77 key refused,
+130 a third signal."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

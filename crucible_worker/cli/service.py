@@ -15,8 +15,9 @@ from crucible_worker.cli import composition
 from crucible_worker.delivery import Delivery, Outcome
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.engines.fleet import EngineState
+from crucible_worker.engines.leftovers import leftovers
 from crucible_worker.errors import ExitCode, ExitError, RejectedError, TaskError
-from crucible_worker.journal import EVENTS, RESULTS, Entry, Journal
+from crucible_worker.journal import EVENTS, RESULTS, Claim, Entry, Journal
 from crucible_worker.model import Event, EventKind, Reason
 from crucible_worker.observe import logs
 from crucible_worker.observe.metrics import Metrics
@@ -50,6 +51,7 @@ class Service:
         logs.configure(settings.worker_id, settings.log_format, settings.log_level, self._secrets)
         self._log = logs.get_logger()
         self._boot_id = uuid.uuid4().hex
+        self._earlier_boots: list[str] = []
         self._vitals = Vitals()
         self._metrics = Metrics(
             engines=tuple(settings.engines), slots=settings.concurrency, version=__version__,
@@ -57,6 +59,7 @@ class Service:
         self._stages = lifecycle.Stages()
         self._stop = threading.Event()
         self._claiming = threading.Event()
+        self._bus_is_down = threading.Event()
         self._transport = composition.transport(settings, self._key)
         self._journal = Journal(settings.state_dir)
         self._fleet = composition.fleet(settings, self._boot_id, self._engine_changed)
@@ -106,7 +109,7 @@ class Service:
             )  # fmt: skip
             if not self._journal.durable:
                 self._log.warning("journal_in_memory", detail="a crash loses results that are not delivered yet")
-            self._settle_crashed()
+            self._take_over()
             self._start("results", self._results.run, self._stop)
             self._start("events", self._events.run, self._stop)
             engines = self._start("engines", self._keep_engines)
@@ -166,11 +169,10 @@ class Service:
     # Engines
 
     def _keep_engines(self) -> None:
-        """Probe the engines again and again; at the first sign of a daemon, remove what an earlier life left there."""
-        swept = not self._journal.durable
+        """Probe the engines again and again, and remove what nobody looks after."""
         while not self._stop.is_set():
             self._fleet.probe_all()
-            swept = swept or self._sweep()
+            self._sweep()
             working = self._fleet.available()
             if working:
                 self._claiming.set()
@@ -190,31 +192,41 @@ class Service:
         else:
             self._log.warning("engine_unavailable", engine=name, runtime=state.runtime, error=state.detail)
 
-    def _sweep(self) -> bool:
-        """Remove sandboxes of this worker's earlier lives; the lock on the state directory says that none goes on."""
+    def _sweep(self) -> None:
+        """Remove the sandboxes of earlier lives, whose end the lock on the state directory proves, and overdue ones."""
         daemon = Daemon(self._settings.docker_host)
         try:
             found = daemon.containers({"crucible.worker": self._settings.worker_id})
-            ours = [c["Id"] for c in found if c["Labels"].get("crucible.boot") != self._boot_id]
-            for container in ours:
+            orphans = leftovers(found, self._earlier_boots, dt.datetime.now(dt.UTC))
+            for container in orphans:
                 daemon.remove(container)
                 self._log.warning("orphan_removed", container_id=container)
-        except (DaemonGoneError, TaskError):
-            return False
+            if self._earlier_boots:
+                self._journal.swept(self._earlier_boots)
+                self._earlier_boots = []
+        except (DaemonGoneError, TaskError, sqlite3.Error):
+            return  # the next round tries again
         finally:
             daemon.close()
-        self._metrics.orphans_removed(len(ours))
-        return True
+        self._metrics.orphans_removed(len(orphans))
 
-    def _settle_crashed(self) -> None:
+    def _take_over(self) -> None:
         """Settle what was running when an earlier life of this worker ended without doing so."""
-        for claim in self._journal.claims():
-            body = outbox.failure(None, Reason.WORKER_CRASHED, "the worker ended while it ran this task")
-            if claim.lease:
-                body["lease"] = claim.lease
-            self._journal.settle(claim.id, outbox.FAIL, claim.eval_id, body, time.time())
-            self._tell(outbox.failed(claim.eval_id, body, self._settings.worker_id, dt.datetime.now(dt.UTC)))
-            self._log.error("task_failed", eval_id=claim.eval_id, reason=Reason.WORKER_CRASHED, error=body["error"])
+        try:
+            self._earlier_boots = self._journal.begin(self._boot_id)
+            for claim in self._journal.claims():
+                self._settle_crashed(claim)
+        except sqlite3.Error as error:
+            words = f"the state directory {self._settings.state_dir} cannot be written: {error}; make room there."
+            raise ExitError(ExitCode.USAGE, words) from error
+
+    def _settle_crashed(self, claim: Claim) -> None:
+        body = outbox.failure(None, Reason.WORKER_CRASHED, "the worker ended while it ran this task")
+        if claim.lease:
+            body["lease"] = claim.lease
+        self._journal.settle(claim.id, outbox.FAIL, claim.eval_id, body, time.time())
+        self._tell(outbox.failed(claim.eval_id, body, self._settings.worker_id, dt.datetime.now(dt.UTC)))
+        self._log.error("task_failed", eval_id=claim.eval_id, reason=Reason.WORKER_CRASHED, error=body["error"])
 
     # Deliveries
 

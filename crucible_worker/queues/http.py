@@ -5,7 +5,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from crucible_worker.errors import AlreadySettledError, RetryError
+from crucible_worker.errors import AlreadySettledError
 from crucible_worker.model import Task
 from crucible_worker.transport import HttpTransport
 
@@ -57,5 +57,3 @@ class HttpQueue:
         answer = response.json() if response.body.strip() else None
         if isinstance(answer, dict) and answer.get("status") == "not_found":
             raise AlreadySettledError("the queue answered not_found")
-        if isinstance(answer, str | int | float):
-            raise RetryError(f"the queue answered {answer!r:.80}, which is no receipt")

@@ -1,0 +1,55 @@
+import contextlib
+import os
+
+import pytest
+from scripted_queue import ScriptedQueue
+from scripted_server import ScriptedServer
+from worker_process import Starter, sandboxes
+
+
+def unavailable(reason: str) -> None:
+    """Skip on a laptop, fail where everything has to be there."""
+    (pytest.fail if os.environ.get("CI", "").lower() in {"1", "true"} else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def docker(daemon, sandbox_image):
+    """The Docker Engine of this host, with the sandbox image."""
+    return daemon
+
+
+@pytest.fixture(scope="session")
+def gvisor(runtimes):
+    if "runsc" not in runtimes:
+        unavailable("the Docker Engine has no runsc runtime")
+
+
+@pytest.fixture
+def queue():
+    with ScriptedQueue() as running:
+        yield running
+
+
+@pytest.fixture
+def receiver():
+    """Takes events, or whatever else is posted to it."""
+    with ScriptedServer() as running:
+        yield running
+
+
+@pytest.fixture
+def start(queue, tmp_path):
+    """Starts a worker; needs no engine."""
+    with contextlib.closing(Starter(queue.url, tmp_path / "state")) as starter:
+        yield starter
+
+
+@pytest.fixture
+def start_worker(docker, start):
+    """Starts a worker on the real engine. At the end of the test no sandbox of it may be left."""
+    yield start
+    start.close()
+    left = sandboxes(docker, start.worker_id)
+    for container in left:
+        docker.remove(container)
+    assert left == [], "sandboxes were left behind"
