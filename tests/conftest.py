@@ -1,9 +1,11 @@
 """What tests of several rooms share: a Docker Engine and the sandbox image, or a good reason for not having them."""
 
 import os
+import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -12,7 +14,7 @@ from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 SANDBOX_IMAGE = "crucible-sandbox:python"
 
 
-def unavailable(reason: str) -> None:
+def unavailable(reason: str) -> NoReturn:
     """Skip what cannot be tested on this host; where CI promises a whole host, that is a failure."""
     if os.environ.get("CI", "").lower() in {"1", "true"}:
         pytest.fail(reason)
@@ -33,13 +35,24 @@ def daemon() -> Iterator[Daemon]:
 
 @pytest.fixture(scope="session")
 def sandbox_image(daemon: Daemon) -> str:
-    """The name of the sandbox image, made where it is missing."""
-    if daemon.image(SANDBOX_IMAGE) is None:
-        subprocess.run([sys.executable, "-m", "crucible_worker", "image", "build"], check=True, timeout=300)
-    return SANDBOX_IMAGE
+    """The name of a sandbox image that holds the Python of these tests, made where it is missing."""
+    for name in (SANDBOX_IMAGE, f"{SANDBOX_IMAGE}-test"):
+        image = daemon.image(name)
+        if image is None:
+            command = [sys.executable, "-m", "crucible_worker", "image", "build", "--tag", name]
+            subprocess.run(command, check=True, timeout=300)
+            return name
+        if image["Config"]["Labels"].get("crucible.python") == platform.python_version():
+            return name
+    return unavailable(f"{name} holds another Python than this one; remove it")
 
 
 @pytest.fixture(scope="session")
-def runtimes(daemon: Daemon) -> frozenset[str]:
-    """The OCI runtimes that the daemon knows."""
-    return frozenset(daemon.info().get("Runtimes") or {})
+def engine_runtime(daemon: Daemon) -> Callable[[str], str]:
+    """Takes the name of an OCI runtime that the daemon must know, and returns it."""
+    known = daemon.info().get("Runtimes") or {}
+
+    def runtime(name: str) -> str:
+        return name if name in known else unavailable(f"the daemon has no runtime {name}")
+
+    return runtime

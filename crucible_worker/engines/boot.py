@@ -79,6 +79,7 @@ def become_program(stdin_fd: int) -> None:
 
 def execute(source: bytes) -> None:
     """Run `source` as the main module. Tracebacks begin at its own first frame."""
+    import atexit
     from importlib.machinery import SourceFileLoader
 
     main = types.ModuleType("__main__")
@@ -90,30 +91,49 @@ def execute(source: bytes) -> None:
         __annotations__={},
     )
     sys.modules["__main__"] = main
+    fatal: list[int] = []
+    atexit.register(die_of, fatal)
     try:
-        code = compile(source, MAIN, "exec", dont_inherit=True)
-    except BaseException as error:
-        return report(error, None)
-    try:
-        exec(code, main.__dict__)
+        exec(compile(source, MAIN, "exec", dont_inherit=True), main.__dict__)
+        return
     except SystemExit:
         raise
-    except BaseException as error:
-        report(error, error.__traceback__ and error.__traceback__.tb_next)
-
-
-def report(error: BaseException, traceback: "types.TracebackType | None") -> None:
-    """Show an uncaught exception and end as the interpreter would."""
-    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, traceback
-    try:
-        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
-    except BaseException:
-        sys.__excepthook__(type(error), error, traceback)
+    except BaseException as caught:
+        error = without_caller(caught)
+    # Outside the handler, as the interpreter does it: a hook finds no exception in flight.
+    report(error)
     if isinstance(error, KeyboardInterrupt):
-        sys.stdout.flush()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        fatal.append(signal.SIGINT)
     raise SystemExit(1)
+
+
+def without_caller(error: BaseException) -> BaseException:
+    """A caught exception whose traceback begins behind the frame that caught it."""
+    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+
+
+def report(error: BaseException) -> None:
+    """Show an uncaught exception as the interpreter would."""
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+    try:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return
+    except SystemExit:
+        raise
+    except BaseException as caught:
+        failure = without_caller(caught)
+    sys.stderr.write("Error in sys.excepthook:\n")
+    sys.__excepthook__(type(failure), failure, failure.__traceback__)
+    sys.stderr.write("\nOriginal exception was:\n")
+    sys.__excepthook__(type(error), error, error.__traceback__)
+
+
+def die_of(signals: "list[int]") -> None:
+    """End by a signal, if there is one. Registered before the code's own exit handlers, so it runs after them."""
+    for number in signals:
+        sys.stdout.flush()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def main() -> bytes:

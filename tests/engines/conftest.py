@@ -1,0 +1,64 @@
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from crucible_worker.engines.daemon import Daemon
+from crucible_worker.engines.sandbox import Job, Sandboxes
+from crucible_worker.model import Limits, Run
+
+
+class Bench:
+    """Runs programs in sandboxes of one runtime, each labelled so that what is left of them is found."""
+
+    def __init__(self, daemon: Daemon, runtime: str, image: str) -> None:
+        self.daemon = daemon
+        self.runtime = runtime
+        self.image = image
+        self.labels = {"crucible.worker": f"test-{uuid.uuid4().hex}"}
+        self._sandboxes = Sandboxes(daemon, runtime)
+
+    def __call__(self, code: str, stdin: str = "", *, cancel=None, on_start=lambda _: None, image="", **limits) -> Run:
+        """Run one program; more keywords are limits."""
+        job = Job(code, stdin, image or self.image, Limits(**{"timeout_seconds": 10.0} | limits), self.labels)
+        return self._sandboxes.run(job, cancel or threading.Event(), on_start)
+
+    def all(self, *programs: str, stdin: str = "", **limits) -> list[Run]:
+        """Run several programs side by side."""
+
+        def run(code: str) -> Run:
+            try:
+                return self(code, stdin, **limits)
+            finally:
+                self.daemon.close()
+
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(run, programs))
+
+    def left(self) -> list[str]:
+        """The ids of sandboxes that are still there."""
+        return [container["Id"] for container in self.daemon.containers(self.labels)]
+
+    def clear(self) -> None:
+        for container in self.left():
+            self.daemon.remove(container)
+
+
+@pytest.fixture(
+    params=[pytest.param("runc", marks=pytest.mark.engine), pytest.param("runsc", marks=pytest.mark.engine)]
+)
+def runtime(request, engine_runtime) -> str:
+    """The name of an OCI runtime: plain Docker's, and gVisor's."""
+    return engine_runtime(request.param)
+
+
+@pytest.fixture
+def sandbox(daemon, runtime, sandbox_image) -> Iterator[Bench]:
+    """Runs programs; afterwards nothing of them may be left."""
+    bench = Bench(daemon, runtime, sandbox_image)
+    yield bench
+    left = bench.left()
+    bench.clear()
+    assert not left, "sandboxes are left"
