@@ -338,11 +338,11 @@ def _refuse_unknown(known: Mapping[str, Description], environ: Mapping[str, str]
     variables = {d.env for d in known.values()} | {"CRUCIBLE_CONFIG"}
     for name in environ:
         if name.startswith("CRUCIBLE_") and name not in variables and not _SERVICE_LINK.search(name):
-            raise ExitError(ExitCode.USAGE, f"unknown setting {name!r} in the environment{_hint(name, variables)}.")
+            raise ExitError(ExitCode.USAGE, f"unknown setting {name!r} in the environment{_hint(name, variables)}")
     keys = set(known) | {f"{d.name}_file" for d in known.values() if d.secret}
     for key in toml:
         if key not in keys:
-            raise ExitError(ExitCode.USAGE, f"unknown setting {key!r} in the configuration file{_hint(key, keys)}.")
+            raise ExitError(ExitCode.USAGE, f"unknown setting {key!r} in the configuration file{_hint(key, keys)}")
 
 
 def _hint(name: str, known: set[str]) -> str:
