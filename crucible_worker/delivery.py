@@ -2,14 +2,13 @@
 
 import enum
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from crucible_worker.backoff import delivery_pause
-from crucible_worker.errors import AlreadySettledError, KeyRefusedError, RejectedError, RetryError
+from crucible_worker.errors import AlreadySettledError, JournalError, KeyRefusedError, RejectedError, RetryError
 from crucible_worker.journal import Entry
 
 _IDLE_SECONDS = 5.0
@@ -79,7 +78,7 @@ class Delivery:
         while not stop.is_set():
             try:
                 pause = self.turn()
-            except sqlite3.Error:
+            except JournalError:
                 pause = _IDLE_SECONDS
             self._wake.wait(pause)
             self._wake.clear()

@@ -43,6 +43,10 @@ class RetryError(Exception):
         self.retry_after = retry_after
 
 
+class JournalError(Exception):
+    """The journal on disk cannot be read or written now; nothing of the failed step was kept."""
+
+
 class KeyRefusedError(Exception):
     """The peer answered 401 or 403: keep what is to be said, read the key again, and try later."""
 

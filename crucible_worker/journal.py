@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crucible_worker.errors import ExitCode, ExitError
+from crucible_worker.errors import ExitCode, ExitError, JournalError
 
 MEMORY = "memory"
 SCHEMA_VERSION = 1
@@ -47,9 +47,11 @@ class Entry:
 
 
 class Journal:
-    """Claims, an outbox with two lanes, dead letters, and our own earlier lives. May be shared by threads. Ids survive as they are: any text.
+    """Claims, an outbox with two lanes, dead letters, and our own earlier lives. May be shared by threads.
 
-    Every method is one transaction, on disk when it returns (SQLite, WAL, synchronous FULL).
+    Ids survive as they are: any text.
+
+    Every method is one transaction, on disk when it returns (SQLite, WAL, synchronous FULL), or raises JournalError.
     """
 
     def __init__(self, directory: str) -> None:
@@ -90,7 +92,7 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, _errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -188,6 +190,14 @@ class Journal:
         """Close the file and give up its lock."""
         with self._lock:
             self._db.close()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise JournalError(str(error)) from error
 
 
 def _key(eval_id: str) -> str:

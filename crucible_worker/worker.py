@@ -2,7 +2,6 @@
 
 import datetime as dt
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from crucible_worker import backoff, outbox
-from crucible_worker.errors import KeyRefusedError, RejectedError, RetryError, TaskError
+from crucible_worker.errors import JournalError, KeyRefusedError, RejectedError, RetryError, TaskError
 from crucible_worker.model import Event, InvalidTaskError, Limits, Reason, Result, Run, Task
 from crucible_worker.vitals import Vitals
 
@@ -302,7 +301,7 @@ class Worker:
         while True:
             try:
                 written = write()
-            except sqlite3.Error as error:
+            except JournalError as error:
                 if self._vitals.trouble("disk", f"the state directory cannot be written: {error}"):
                     self._log.error("journal_write_failed", error=str(error))
                 time.sleep(_DISK_PAUSE)

@@ -113,7 +113,7 @@ DOORS = {
     "structlog": {"observe.logs"},
     "prometheus_client": {"observe.metrics"},
     "redis": {"events", "queues"},
-    "sqlite3": {"journal", "embedded", "worker", "cli"},
+    "sqlite3": {"journal", "embedded"},
     "signal": {"lifecycle", "cli", "engines"},
     "logging": set(),
     "requests": {"engines"},

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime as dt
-import sqlite3
 import threading
 import time
 import urllib.parse
@@ -16,7 +15,7 @@ from crucible_worker.delivery import Delivery, Outcome
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.engines.fleet import EngineState
 from crucible_worker.engines.leftovers import leftovers
-from crucible_worker.errors import ExitCode, ExitError, RejectedError, TaskError
+from crucible_worker.errors import ExitCode, ExitError, JournalError, RejectedError, TaskError
 from crucible_worker.journal import EVENTS, RESULTS, Claim, Entry, Journal
 from crucible_worker.model import Event, EventKind, Reason
 from crucible_worker.observe import logs
@@ -204,7 +203,7 @@ class Service:
             if self._earlier_boots:
                 self._journal.swept(self._earlier_boots)
                 self._earlier_boots = []
-        except (DaemonGoneError, TaskError, sqlite3.Error):
+        except (DaemonGoneError, TaskError, JournalError):
             return  # the next round tries again
         finally:
             daemon.close()
@@ -216,7 +215,7 @@ class Service:
             self._earlier_boots = self._journal.begin(self._boot_id)
             for claim in self._journal.claims():
                 self._settle_crashed(claim)
-        except sqlite3.Error as error:
+        except JournalError as error:
             words = f"the state directory {self._settings.state_dir} cannot be written: {error}; make room there."
             raise ExitError(ExitCode.USAGE, words) from error
 
@@ -258,7 +257,7 @@ class Service:
             return
         try:
             self._journal.tell(event.kind, event.eval_id, dataclasses.asdict(event), time.time(), EVENT_LIMIT)
-        except sqlite3.Error as error:
+        except JournalError as error:
             self._log.warning("event_dropped", kind=event.kind, error=str(error))
         self._events.wake()
 

@@ -121,12 +121,13 @@ class Sandboxes:
     ) -> Run:
         image_id = self._verify(container, config)
         watch.lap("create")
-        with _lost(self._daemon.attach, container) as streams:
-            self._daemon.start(container)
-            watch.lap("start")
-            conversation = Conversation(job.limits.output_bytes)
-            ends = self._converse(container, streams, conversation, job, cancel, on_start, watch)
-        exit_code, state = self._finish(container, ends)
+        conversation = Conversation(job.limits.output_bytes)
+        with _once_started(conversation):
+            with _lost(self._daemon.attach, container) as streams:
+                self._daemon.start(container)
+                watch.lap("start")
+                ends = self._converse(container, streams, conversation, job, cancel, on_start, watch)
+            exit_code, state = self._finish(container, ends)
         watch.lap("exit")
         trailer = conversation.finish()
         # Asked only where it matters: an end that was not ours and without a word that fits it.
@@ -234,6 +235,17 @@ class Sandboxes:
             self._destroy(container)
         except (TaskError, DaemonGoneError):
             return
+
+
+@contextmanager
+def _once_started(conversation: Conversation) -> Iterator[None]:
+    """When the code has started, no failure may look as if it had not, or another engine would run it again."""
+    try:
+        yield
+    except TaskError as error:
+        if conversation.started and error.reason is Reason.ENGINE_UNAVAILABLE:
+            raise TaskError(Reason.ENGINE_ERROR, str(error)) from error
+        raise
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         call = Call(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
         self.scripted.take(call)(self)
 
-    do_GET = do_POST = do_HEAD = do_DELETE = _serve
+    do_GET = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815 - http.server's names
 
     def log_message(self, *_: object) -> None:
         pass

@@ -1,5 +1,6 @@
 """A worker process, a plain queue and the real engine: what becomes of tasks, and what can be seen of it."""
 
+import itertools
 import json
 import re
 import time
@@ -60,7 +61,7 @@ def test_tasks_run_in_order_one_at_a_time(queue, start_worker):
     start_worker()
     results = [queue.completed(name) for name in names]
     assert [call.path.split("/")[2] for call in queue.settlements()] == names
-    for earlier, later in zip(results, results[1:], strict=False):
+    for earlier, later in itertools.pairwise(results):
         assert earlier["finished_at"] <= later["started_at"]
 
 
