@@ -100,19 +100,20 @@ class Daemon:
         """Kill a container's processes. One that has ended, or is gone, is as it should be."""
         self._allowing({404, 409}, "kill a sandbox", lambda client: client.kill(container))
 
-    def was_killed(self, container: str, state: Mapping[str, Any]) -> bool:
-        """Whether anybody had the daemon kill a container that has ended; `state` is its State (ContainerInspect).
+    def what_befell(self, container: str, state: Mapping[str, Any]) -> frozenset[str]:
+        """Which of `kill` (through the daemon, by anybody) and `oom` befell a container that has ended.
 
-        Takes half a second: the daemon writes the event down after the deed.
+        `state` is its State (ContainerInspect), whose OOMKilled is false where the daemon learnt of the end first.
+        Takes half a second: the daemon writes the events down after the deed.
         """
         with self._errors("ask what happened to a sandbox"):
             events = self._client().events(
                 since=f"{dt.datetime.fromisoformat(state['StartedAt']).timestamp():.3f}",
                 until=f"{time.time() + 0.5:.3f}",
-                filters={"container": container, "event": "kill"},
+                filters={"container": container, "event": ["kill", "oom"]},
                 decode=True,
             )
-            return any(True for _ in events)
+            return frozenset(str(event["Action"]) for event in events)
 
     def remove(self, container: str) -> None:
         """Remove a container with all that it has. One that is gone, or just going, is as it should be."""

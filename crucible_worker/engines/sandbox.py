@@ -132,16 +132,18 @@ class Sandboxes:
         trailer = conversation.finish()
         # Asked only where it matters: an end that was not ours and without a word that fits it.
         silent = (trailer is None or trailer.exit_status != exit_code) and exit_code not in {None, 0} and not ends.any()
+        oom_killed = bool(state.get("OOMKilled"))
+        befell = self._daemon.what_befell(container, state) if silent and not oom_killed else frozenset()
         evidence = verdict.Evidence(
             runtime=self.runtime,
             limits=job.limits,
             started=conversation.started,
             exit_code=exit_code,
-            oom_killed=bool(state.get("OOMKilled")),
+            oom_killed=oom_killed or "oom" in befell,
             timed_out=ends.timed_out,
             flooded=ends.flooded,
             cancelled=ends.cancelled,
-            killed_outside=silent and self._daemon.was_killed(container, state),
+            killed_outside="kill" in befell,
             trailer=trailer,
             daemon_error=str(state.get("Error") or ""),
             stderr_excerpt=conversation.stderr.captured().data[-400:].decode("utf-8", "replace").strip(),

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import unavailable
+from precondition import unavailable
 from scripted_server import PATIENCE
 from worker_process import clean_environment, sandboxes
 
@@ -30,7 +30,15 @@ class PrivateDocker:
         self._log: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start it, and return when it takes calls."""
+        """Start it, and return when it takes calls. On a busy host it may give up on its own containerd: then again."""
+        for _ in range(3):
+            said = self._start()
+            if said is None:
+                return
+            self._ended()
+        raise RuntimeError(f"dockerd did not start: {said}")
+
+    def _start(self) -> str | None:
         root = self._root
         (root / "daemon.json").write_text("{}")
         self._process = subprocess.Popen(
@@ -46,10 +54,11 @@ class PrivateDocker:
             if "API listen on" in line:
                 break
         else:
-            raise RuntimeError(f"dockerd did not start: {''.join(said[-5:])}")
+            return "".join(said[-5:])
         # What it says from here on must be read, or it stops at a full pipe.
         self._log = threading.Thread(target=self._process.stderr.read)
         self._log.start()
+        return None
 
     def kill(self) -> None:
         self._process.kill()
@@ -64,6 +73,7 @@ class PrivateDocker:
         self._process.wait(PATIENCE)
         if self._log is not None:
             self._log.join()
+            self._log = None
         self._process.stderr.close()
         self._process = None
 

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import unavailable
+from precondition import unavailable
 from scripted_server import PATIENCE, status
 
 pytestmark = pytest.mark.engine
