@@ -29,6 +29,19 @@ class Queue(Protocol):
         """The next task, if there is one."""
 
 
+class Witness(Protocol):
+    """Who is told of a run as it goes."""
+
+    def created(self, container: str) -> None:
+        """A sandbox is there, and nothing has been heard from it."""
+
+    def heard(self, data: bytes) -> None:
+        """Bytes of its attached stream."""
+
+    def started(self, container: str) -> None:
+        """The code has started."""
+
+
 class Engines(Protocol):
     """Where tasks run."""
 
@@ -38,9 +51,7 @@ class Engines(Protocol):
     def probe(self, name: str) -> bool:
         """Whether an engine works now, tried."""
 
-    def run(
-        self, name: str, task: Task, limits: Limits, cancel: threading.Event, on_start: Callable[[str], None]
-    ) -> Run:
+    def run(self, name: str, task: Task, limits: Limits, cancel: threading.Event, witness: Witness) -> Run:
         """Run a task. Raises TaskError."""
 
 
@@ -84,6 +95,17 @@ class Metrics(Protocol):
 
     def task_finished(self, engine: str, reason: Reason, seconds: float, phases: Mapping[str, float]) -> None:
         """A task has ended; phases in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Witness:
+    started: Callable[[str], None]
+
+    def created(self, container: str) -> None:
+        """Not told yet."""
+
+    def heard(self, data: bytes) -> None:
+        """Kept by nobody yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +285,7 @@ class Worker:
             now = dt.datetime.now(dt.UTC)
             self._tell(outbox.running(task, limits, self._worker_id, container, now))
 
-        return self._engines.run(engine, task, limits, self._cancel, started)
+        return self._engines.run(engine, task, limits, self._cancel, _Witness(started))
 
     def _complete(self, claim: int, task: Task, result: Result) -> None:
         body = outbox.completion(task, result)

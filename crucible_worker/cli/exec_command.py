@@ -75,7 +75,7 @@ def _evaluate(fleet: Fleet, engine: str, task: Task, settings: Settings) -> Resu
     limits = settings.limits().for_task(task, settings.timeout_max)
     started = dt.datetime.now(dt.UTC)
     try:
-        run = fleet.run(engine, task, limits, threading.Event(), lambda _: None)
+        run = fleet.run(engine, task, limits, threading.Event())
     except TaskError as error:
         code = ExitCode.USAGE if error.reason in {Reason.LANGUAGE_UNKNOWN, Reason.INVALID_TASK} else ExitCode.NO_ENGINE
         raise ExitError(code, f"{task.eval_id}: {error.reason}: {error}.") from None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
+from crucible_worker.engines.follow import Cancel, Nobody, Witness
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Limits, Reason, Run, Task, Verdict, rfc3339
@@ -133,15 +134,15 @@ class Fleet:
         name: str,
         task: Task,
         limits: Limits,
-        cancel: threading.Event,
-        on_start: Callable[[str], None],
+        cancel: Cancel,
+        witness: Witness = Nobody(),  # noqa: B008 - it has no state
     ) -> Run:
         """Run a task on an engine. Raises TaskError; engine_unavailable means that its code never started."""
         deadline = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=limits.timeout_seconds)
         labels = self._labels | {"crucible.task": task.eval_id, "crucible.deadline": rfc3339(deadline)}
         job = Job(task.code, task.stdin, self.image_for(task), limits, labels)
         try:
-            return self._sandboxes[name].run(job, cancel, on_start)
+            return self._sandboxes[name].run(job, cancel, witness)
         except DaemonGoneError as error:
             raise TaskError(Reason.ENGINE_ERROR, str(error)) from error
 

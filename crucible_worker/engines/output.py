@@ -134,6 +134,10 @@ class Conversation:
             elif stream == STDOUT:
                 self._stdout(payload)
 
+    def reconnect(self) -> None:
+        """What comes next is of another connection, whose stream begins with a header."""
+        self._demultiplexer = Demultiplexer()
+
     def _stdout(self, payload: memoryview) -> None:
         need = _PREFIX - len(self._prefix)
         if need:

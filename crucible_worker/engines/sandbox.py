@@ -1,10 +1,6 @@
 """One sandbox, one task: create, attach, start, talk, wait, judge, destroy."""
 
 import dataclasses
-import math
-import select
-import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +11,10 @@ from typing import Any
 
 from crucible_worker.engines import policy, verdict
 from crucible_worker.engines.daemon import Attachment, Daemon, DaemonGoneError
+from crucible_worker.engines.follow import Cancel, Follower, Nobody, Witness, send
 from crucible_worker.engines.output import Conversation, frame
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Limits, Reason, Run
-
-BOOT_SECONDS = 30.0  # from start to the code's first instruction; a loaded host has been seen to need 5
-KILL_SECONDS = 10.0  # from our kill to the end of the sandbox
-_TICK = 0.2
-_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +26,6 @@ class Job:
     image: str
     limits: Limits
     labels: Mapping[str, str]
-
-
-@dataclass(slots=True)
-class _Ends:
-    """Why we ended a sandbox, if we did."""
-
-    timed_out: bool = False
-    flooded: bool = False
-    cancelled: bool = False
-
-    def any(self) -> bool:
-        return self.timed_out or self.flooded or self.cancelled
 
 
 class _Stopwatch:
@@ -75,10 +55,10 @@ class Sandboxes:
     def run(
         self,
         job: Job,
-        cancel: threading.Event,
-        on_start: Callable[[str], None] = lambda _: None,
+        cancel: Cancel,
+        witness: Witness = Nobody(),  # noqa: B008 - it has no state
     ) -> Run:
-        """Run one job to its verdict. `on_start` is told the container's id when the code starts.
+        """Run one job to its verdict. `witness` is told of it as it goes.
 
         Raises TaskError where no verdict can be reached; engine_unavailable means that the code never started.
         The sandbox is gone when this returns or raises, unless the daemon itself is.
@@ -96,7 +76,7 @@ class Sandboxes:
             self._destroy_quietly(name)
             raise TaskError(Reason.ENGINE_UNAVAILABLE, str(error)) from error
         try:
-            run = self._run_created(container, config, job, cancel, on_start, watch)
+            run = self._run_created(container, config, job, cancel, witness, watch)
         except BaseException:
             self._destroy_quietly(container)
             raise
@@ -115,20 +95,36 @@ class Sandboxes:
         container: str,
         config: Mapping[str, Any],
         job: Job,
-        cancel: threading.Event,
-        on_start: Callable[[str], None],
+        cancel: Cancel,
+        witness: Witness,
         watch: _Stopwatch,
     ) -> Run:
+        witness.created(container)
         image_id = self._verify(container, config)
         watch.lap("create")
-        conversation = Conversation(job.limits.output_bytes)
-        with _once_started(conversation):
+        follower = Follower(self._daemon, container, job.limits, cancel, witness, self._clock)
+        with _once_started(follower.conversation):
             with _lost(self._daemon.attach, container) as streams:
                 self._daemon.start(container)
                 watch.lap("start")
-                ends = self._converse(container, streams, conversation, job, cancel, on_start, watch)
-            exit_code, state = self._finish(container, ends)
+                send(streams.socket, frame(_bytes(job.code), _bytes(job.stdin)))
+                follower.read(streams.socket, on_start=lambda: watch.lap("boot"))
+            watch.lap("run" if follower.conversation.started else "boot")
+            exit_code, state = follower.finish()
         watch.lap("exit")
+        return self._judged(follower, container, (exit_code, state), job.image, image_id)
+
+    def _judged(
+        self,
+        follower: Follower,
+        container: str,
+        end: tuple[int | None, Mapping[str, Any]],
+        image: str,
+        image_id: str,
+    ) -> Run:
+        """The verdict on a sandbox that has come to its `end`: an exit code and a final state."""
+        exit_code, state = end
+        conversation, ends = follower.conversation, follower.ends
         trailer = conversation.finish()
         # Asked only where it matters: an end that was not ours and without a word that fits it.
         silent = (trailer is None or trailer.exit_status != exit_code) and exit_code not in {None, 0} and not ends.any()
@@ -136,7 +132,7 @@ class Sandboxes:
         befell = self._daemon.what_befell(container, state) if silent and not oom_killed else frozenset()
         evidence = verdict.Evidence(
             runtime=self.runtime,
-            limits=job.limits,
+            limits=follower.limits,
             started=conversation.started,
             exit_code=exit_code,
             oom_killed=oom_killed or "oom" in befell,
@@ -153,7 +149,7 @@ class Sandboxes:
             stdout=conversation.stdout.captured(),
             stderr=conversation.stderr.captured(),
             runtime=self.runtime,
-            image=job.image,
+            image=image,
             image_id=image_id,
             phases_ms={},
             container_id=container,
@@ -170,60 +166,6 @@ class Sandboxes:
         if found := policy.violations(config, effective):
             raise TaskError(Reason.ENGINE_UNAVAILABLE, f"the daemon weakened the sandbox: {'; '.join(found)}")
         return str(effective["Image"])
-
-    def _converse(
-        self,
-        container: str,
-        streams: Attachment,
-        conversation: Conversation,
-        job: Job,
-        cancel: threading.Event,
-        on_start: Callable[[str], None],
-        watch: _Stopwatch,
-    ) -> _Ends:
-        """Send the frame and read until the streams end, a limit is passed, or `cancel` is set."""
-        ends = _Ends()
-        _send(streams.socket, frame(_bytes(job.code), _bytes(job.stdin)))
-        reader = _Reader(streams.socket, self._clock)
-        reader.deadline = self._clock() + BOOT_SECONDS
-        running = False
-        while (data := reader.read()) is not None:
-            conversation.feed(data)
-            if conversation.started and not running:
-                running = True
-                watch.lap("boot")
-                reader.deadline = self._clock() + job.limits.timeout_seconds
-                on_start(container)
-            ends.timed_out = reader.late()
-            ends.flooded = conversation.output_bytes > job.limits.output_limit_bytes
-            ends.cancelled = cancel.is_set()
-            if ends.any():
-                break
-        else:
-            # The code may have closed its streams and gone on.
-            self._await_end(container, reader.deadline, cancel, ends)
-        watch.lap("run" if running else "boot")
-        return ends
-
-    def _await_end(self, container: str, deadline: float, cancel: threading.Event, ends: _Ends) -> None:
-        """Wait for a sandbox whose streams have ended; note in `ends` what came first if that was not its own end."""
-        while self._daemon.wait(container, min(max(deadline - self._clock(), 0.0), 1.0)) is None:
-            ends.cancelled = cancel.is_set()
-            ends.timed_out = self._clock() >= deadline
-            if ends.any():
-                return
-
-    def _finish(self, container: str, ends: _Ends) -> tuple[int | None, Mapping[str, Any]]:
-        """The exit code and final state of a sandbox, ended by force if it is not at its end.
-
-        Its streams must be closed by then: the daemon does not finish a kill while output waits for a reader.
-        """
-        if ends.any():
-            self._daemon.kill(container)
-        exit_code = self._daemon.wait(container, KILL_SECONDS)
-        inspected = self._daemon.inspect(container) or {}
-        state = inspected.get("State") or {}
-        return exit_code, state
 
     def _destroy(self, container: str) -> None:
         """Remove a sandbox and see that it is gone. Raises TaskError (engine_error) if it is not."""
@@ -262,39 +204,3 @@ def _lost(attach: Callable[[str], Attachment], container: str) -> Iterator[Attac
 def _bytes(text: str) -> bytes:
     """Text as it came in JSON. Lone surrogates become bytes that are no UTF-8, for the interpreter to judge."""
     return text.encode("utf-8", "surrogatepass")
-
-
-def _send(sock: socket.socket, message: bytes) -> None:
-    """Send the frame. A sandbox that has ended already tells its reason on the way back."""
-    sock.settimeout(BOOT_SECONDS)
-    try:
-        sock.sendall(message)
-    except OSError:
-        return
-
-
-class _Reader:
-    """Reads a socket until its end, never waiting past a tick or the deadline, so that its user can look around."""
-
-    def __init__(self, sock: socket.socket, clock: Callable[[], float]) -> None:
-        self.deadline = math.inf
-        self._sock = sock
-        self._clock = clock
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        sock.settimeout(0)
-
-    def late(self) -> bool:
-        return self._clock() >= self.deadline
-
-    def read(self) -> bytes | None:
-        """The next bytes; none where nothing came in time; None at the end of the stream."""
-        wait = min(max(self.deadline - self._clock(), 0.0), _TICK)
-        if not self._poll.poll(math.ceil(wait * 1000)):
-            return b""
-        try:
-            return self._sock.recv(_CHUNK) or None
-        except BlockingIOError:
-            return b""
-        except OSError:
-            return None

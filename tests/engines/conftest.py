@@ -6,8 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from crucible_worker.engines.daemon import Daemon
+from crucible_worker.engines.follow import Nobody
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.model import Limits, Run
+
+
+class Starts(Nobody):
+    """Tells a callable of the start, and nobody of the rest."""
+
+    def __init__(self, on_start) -> None:
+        self.started = on_start
 
 
 class Bench:
@@ -23,7 +31,7 @@ class Bench:
     def __call__(self, code: str, stdin: str = "", *, cancel=None, on_start=lambda _: None, image="", **limits) -> Run:
         """Run one program; more keywords are limits."""
         job = Job(code, stdin, image or self.image, Limits(**{"timeout_seconds": 10.0} | limits), self.labels)
-        return self._sandboxes.run(job, cancel or threading.Event(), on_start)
+        return self._sandboxes.run(job, cancel or threading.Event(), Starts(on_start))
 
     def all(self, *programs: str, stdin: str = "", **limits) -> list[Run]:
         """Run several programs side by side."""
