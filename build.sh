@@ -26,6 +26,7 @@ Usage: ./build.sh [COMMAND] [ARGUMENTS]
   (none)               build dist/crucible-worker.pyz and its .sha256
   demo [ARGUMENTS]     build it and run its demo
   test [PYTEST ARGS]   build it and run all tests, on Docker and gVisor
+  bench [ARGUMENTS]    compare sandboxes side by side and write bench/RESULTS.md; takes a quarter of an hour
   lint                 ruff, mypy and shellcheck
   lock                 renew requirements.lock and requirements-dev.lock from pyproject.toml
   dev                  make the development environment and print its path
@@ -343,6 +344,33 @@ run_tests() {
   "$dev/bin/python" -m pytest "$@"
 }
 
+# One image that every contender can work with: Debian's Python, a shell and coreutils.
+bench_image() {
+  ask "api.inspect_image('crucible-bench:python')" >/dev/null 2>&1 && return
+  command -v debootstrap >/dev/null || install "the bench's image is made of Debian packages" debootstrap
+  say "making the image crucible-bench:python"
+  rm -rf build/bench-root
+  debootstrap --variant=minbase --include=python3 stable build/bench-root >build/debootstrap.log
+  tar -C build/bench-root --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' --exclude='./var/cache/*' -c . |
+    docker import -c 'CMD ["/bin/sh"]' - crucible-bench:python >/dev/null
+  rm -rf build/bench-root
+}
+
+bench() {
+  build
+  dev_environment
+  ensure_engine
+  ensure_gvisor
+  bench_image
+  local peers=$CACHE/peers
+  if [[ ! -x $peers/bin/python ]]; then
+    say "installing the other sandboxes into $peers"
+    "$python" -m venv "$peers"
+    "$peers/bin/python" -m pip install --quiet -r bench/peers.txt
+  fi
+  PYTHONPATH=. "$dev/bin/python" bench/compare.py --image crucible-bench:python --peers "$peers/bin/python" "$@"
+}
+
 lint() {
   need_python
   dev_environment
@@ -392,7 +420,7 @@ main() {
     build | lint | lock | clean | dev) [[ $# == 0 ]] || give_up 64 "$command takes no arguments. See ./build.sh --help" ;;
   esac
   case $command in
-    build | demo | lint | lock) "$command" "$@" ;;
+    build | demo | bench | lint | lock) "$command" "$@" ;;
     test) run_tests "$@" ;;
     dev) need_python && dev_environment && printf '%s\n' "$dev" ;;
     clean) rm -rf build dist ;;
