@@ -172,6 +172,7 @@ class Service:
         while not self._stop.is_set():
             self._fleet.probe_all()
             self._sweep()
+            self._tell_of_accounting()
             working = self._fleet.available()
             if working:
                 self._claiming.set()
@@ -200,6 +201,7 @@ class Service:
             for container in orphans:
                 daemon.remove(container)
                 self._log.warning("orphan_removed", container_id=container)
+            self._fleet.sweep_cgroups()
             if self._earlier_boots:
                 self._journal.swept(self._earlier_boots)
                 self._earlier_boots = []
@@ -208,6 +210,11 @@ class Service:
         finally:
             daemon.close()
         self._metrics.orphans_removed(len(orphans))
+
+    def _tell_of_accounting(self) -> None:
+        trouble = self._fleet.accounting_trouble()
+        if trouble and self._vitals.first_time("accounting_by_daemon"):
+            self._log.info("accounting_by_daemon", detail=trouble)
 
     def _take_over(self) -> None:
         """Settle what was running when an earlier life of this worker ended without doing so."""

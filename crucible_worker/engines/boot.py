@@ -6,6 +6,7 @@ It is PID 1 there and imports only what every Python has. The conversation, over
     stdin   two lengths, code, stdin of the code (see `output.frame`)
     stdout  S + 16 random bytes    the code starts now; all that follows is the code's own output
     stdout  the same 16 bytes + E + exit code, or + K + signal number: the last bytes of all
+    stdin   a byte, or the end: the worker has counted what was used, and the sandbox may end
 
 The random bytes come into being after the fork, so the code's process has never held them. They only tell a trailer
 from output; what the trailer says is believed only where the daemon's own exit code agrees.
@@ -158,11 +159,11 @@ def main() -> bytes:
     os.close(stdin_fd)
     status = supervise(child)
     os.set_blocking(1, True)
-    if os.WIFSIGNALED(status):
-        os.write(1, secret + b"K" + bytes([os.WTERMSIG(status)]))
-        os._exit(128 + os.WTERMSIG(status))
-    os.write(1, secret + b"E" + bytes([os.WEXITSTATUS(status)]))
-    os._exit(os.WEXITSTATUS(status))
+    killer = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    code = 128 + killer if killer else os.WEXITSTATUS(status)
+    os.write(1, secret + (b"K" + bytes([killer]) if killer else b"E" + bytes([code])))
+    os.read(0, 1)
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.engines.follow import Cancel, Nobody, Witness
 from crucible_worker.engines.sandbox import Job, Sandboxes
@@ -44,7 +45,8 @@ class Fleet:
         `on_change` is told of an engine whose state has changed, at the first probe of each one too.
         """
         self._daemon = daemon
-        self._sandboxes = {name: Sandboxes(daemon, runtime) for name, runtime in engines.items()}
+        self._cgroups = Cgroups(labels.get("crucible.worker", ""), daemon.info, daemon.url)
+        self._sandboxes = {name: Sandboxes(daemon, runtime, self._cgroups) for name, runtime in engines.items()}
         self._images = images
         self._fallback = fallback
         self._limits = limits
@@ -61,6 +63,14 @@ class Fleet:
             n: known.get(n, EngineState(s.runtime, available=False, detail="not probed yet"))
             for n, s in self._sandboxes.items()
         }
+
+    def accounting_trouble(self) -> str | None:
+        """Why the daemon is asked what a sandbox has used, rather than a cgroup of its own; None where it is not."""
+        return self._cgroups.trouble
+
+    def sweep_cgroups(self) -> None:
+        """Remove the cgroups that earlier lives of this worker have left. Raises DaemonGoneError or TaskError."""
+        self._cgroups.sweep()
 
     def available(self) -> bool:
         """Whether any engine works."""

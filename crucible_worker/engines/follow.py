@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from crucible_worker.engines.counters import Meter
 from crucible_worker.engines.daemon import Daemon
-from crucible_worker.engines.output import Conversation
+from crucible_worker.engines.output import DISMISSAL, Conversation
 from crucible_worker.model import Limits
 
 BOOT_SECONDS = 30.0  # from start to the code's first instruction; a loaded host has been seen to need 5
@@ -74,6 +75,7 @@ class Follower:
         limits: Limits,
         cancel: Cancel,
         witness: Witness,
+        meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.conversation = Conversation(limits.output_bytes)
@@ -83,6 +85,7 @@ class Follower:
         self.limits = limits
         self._cancel = cancel
         self._witness = witness
+        self.meter = meter or Meter()
         self._clock = clock
 
     def replay(self, heard: Iterable[bytes]) -> None:
@@ -99,6 +102,7 @@ class Follower:
         reader = _Reader(sock, self._clock)
         reader.deadline = self._clock() + (BOOT_SECONDS if left is None else left)
         running = left is not None
+        dismissed = False
         while (data := reader.read()) is not None:
             if data:
                 self._witness.heard(data)
@@ -107,11 +111,18 @@ class Follower:
                 running = True
                 on_start()
                 reader.deadline = self._clock() + self.limits.timeout_seconds
+                self.meter.start()
                 self._witness.started(self._container)
+            if self.conversation.ended and not dismissed:
+                # The supervisor waits for this word, so that its sandbox can still be read.
+                dismissed = True
+                self.meter.take()
+                send(sock, DISMISSAL)
             self.ends.timed_out = reader.late()
             self.ends.flooded = self.conversation.output_bytes > self.limits.output_limit_bytes
             self.ends.cancelled = self._cancel.is_set()
             if self.ends.any():
+                self.meter.take()
                 return
         # The code may have closed its streams and gone on.
         self._await_end(reader.deadline)
@@ -137,7 +148,7 @@ class Follower:
 
 
 def send(sock: socket.socket, message: bytes) -> None:
-    """Send the frame. A sandbox that has ended already tells its reason on the way back."""
+    """Send all of a message. A sandbox that has ended already tells its reason on the way back."""
     sock.settimeout(BOOT_SECONDS)
     try:
         sock.sendall(message)

@@ -10,6 +10,7 @@ STDOUT, STDERR = 1, 2
 _SECRET = 16
 _PREFIX = 1 + 1 + _SECRET
 _TRAILER = _SECRET + 2
+DISMISSAL = b"\n"  # answers the trailer; the supervisor ends when it has come
 
 
 def frame(code: bytes, stdin: bytes = b"") -> bytes:
@@ -122,6 +123,11 @@ class Conversation:
         return len(self._prefix) == _PREFIX and self._prefix[:2] == b"RS"
 
     @property
+    def ended(self) -> bool:
+        """Whether the code seems to have ended: the last bytes so far are the supervisor's trailer."""
+        return self.started and len(self._held) == _TRAILER and self._held.startswith(self._prefix[2:])
+
+    @property
     def output_bytes(self) -> int:
         """Bytes of both streams so far."""
         return self.stdout.total + self.stderr.total
@@ -154,9 +160,9 @@ class Conversation:
 
     def finish(self) -> Trailer | None:
         """Call once at the end of the stream. Returns the supervisor's trailer, if its last bytes are one."""
+        ended = self.ended
         held, self._held = self._held, b""
-        secret = self._prefix[2:]
-        if self.started and len(held) == _TRAILER and held.startswith(secret):
+        if ended:
             kind, value = held[_SECRET : _SECRET + 1], held[-1]
             if kind == b"E":
                 return Trailer(exit_code=value)

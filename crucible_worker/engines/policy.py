@@ -4,6 +4,7 @@ Field names are those of the Docker Engine API 1.41 (ContainerCreate), the oldes
 loosened by a task or a setting: callers choose sizes, an image and a runtime, and no more.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,14 +19,19 @@ SHM_BYTES = 16 << 20
 SUPERVISOR_OOM_SCORE = 500
 MIN_NANO_CPUS = 10_000_000  # the kernel's least quota is 1 ms in 100 ms; what rounds to less would be no quota at all
 
+_CGROUP = re.compile(r"/crucible-[0-9a-f]+_[0-9a-f]+|crucible-[0-9a-f]+_[0-9a-f]+\.slice")
+
 
 def container_config(
-    *, image: str, runtime: str, limits: Limits, labels: Mapping[str, str], boot: str
+    *, image: str, runtime: str, limits: Limits, labels: Mapping[str, str], boot: str, cgroup_parent: str = ""
 ) -> dict[str, Any]:
     """The body of POST /containers/create for a sandbox. `boot` is the source of the program in it.
 
-    Raises ValueError for a limit of zero or less, which a daemon would take for "no limit".
+    `cgroup_parent` is a cgroup of ours to put it in, or empty for the daemon's own place. Raises ValueError for any
+    other, and for a limit of zero or less, which a daemon would take for "no limit".
     """
+    if cgroup_parent and not _CGROUP.fullmatch(cgroup_parent):
+        raise ValueError(f"{cgroup_parent!r} is no cgroup of ours")
     for name in ("memory_bytes", "cpus", "processes", "open_files", "file_bytes", "tmp_bytes"):
         if not getattr(limits, name) > 0:
             raise ValueError(f"{name} must be more than 0, not {getattr(limits, name)}")
@@ -47,11 +53,11 @@ def container_config(
         "StdinOnce": True,
         "Tty": False,
         "StopSignal": "SIGKILL",
-        "HostConfig": _host_config(runtime, limits),
+        "HostConfig": _host_config(runtime, limits, cgroup_parent),
     }
 
 
-def _host_config(runtime: str, limits: Limits) -> dict[str, Any]:
+def _host_config(runtime: str, limits: Limits, cgroup_parent: str) -> dict[str, Any]:
     own_threads = 1 if runtime == PLAIN_RUNTIME else RUNTIME_THREADS
     tmpfs = f"rw,nosuid,nodev,noexec,size={limits.tmp_bytes},uid=65534,gid=65534"
     return {
@@ -95,7 +101,7 @@ def _host_config(runtime: str, limits: Limits) -> dict[str, Any]:
         "PortBindings": {},
         "PublishAllPorts": False,
         "Sysctls": {},
-        "CgroupParent": "",
+        "CgroupParent": cgroup_parent,
     }
 
 

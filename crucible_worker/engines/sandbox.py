@@ -4,12 +4,15 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Any
 
 from crucible_worker.engines import policy, verdict
+from crucible_worker.engines.cgroups import Cgroup, Cgroups
+from crucible_worker.engines.counters import Meter
 from crucible_worker.engines.daemon import Attachment, Daemon, DaemonGoneError
 from crucible_worker.engines.follow import Cancel, Follower, Nobody, Witness, send
 from crucible_worker.engines.output import Conversation, frame
@@ -45,9 +48,19 @@ class _Stopwatch:
 class Sandboxes:
     """Makes sandboxes with one OCI runtime of one daemon. Each serves one job and is destroyed."""
 
-    def __init__(self, daemon: Daemon, runtime: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`runtime` is a name from the daemon's configuration, such as runc or runsc."""
+    def __init__(
+        self,
+        daemon: Daemon,
+        runtime: str,
+        cgroups: Cgroups | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`runtime` is a name from the daemon's configuration, such as runc or runsc.
+
+        Without `cgroups`, what a sandbox has used is what the daemon says.
+        """
         self._daemon = daemon
+        self._cgroups = cgroups
         self.runtime = runtime
         self._clock = clock
         self._boot = resources.files("crucible_worker.engines").joinpath("boot.py").read_text(encoding="utf-8")
@@ -64,9 +77,22 @@ class Sandboxes:
         The sandbox is gone when this returns or raises, unless the daemon itself is.
         """
         self._refuse_oversize(job)
+        with ExitStack() as stack:
+            try:
+                group = stack.enter_context(self._cgroups.one()) if self._cgroups else Cgroup()
+            except DaemonGoneError as error:
+                raise TaskError(Reason.ENGINE_UNAVAILABLE, str(error)) from error
+            return self._run_in(group, job, cancel, witness)
+
+    def _run_in(self, group: Cgroup, job: Job, cancel: Cancel, witness: Witness) -> Run:
         watch = _Stopwatch(self._clock)
         config = policy.container_config(
-            image=job.image, runtime=self.runtime, limits=job.limits, labels=job.labels, boot=self._boot
+            image=job.image,
+            runtime=self.runtime,
+            limits=job.limits,
+            labels=job.labels,
+            boot=self._boot,
+            cgroup_parent=group.parent,
         )
         name = f"crucible-{uuid.uuid4().hex}"
         try:
@@ -76,7 +102,7 @@ class Sandboxes:
             self._destroy_quietly(name)
             raise TaskError(Reason.ENGINE_UNAVAILABLE, str(error)) from error
         try:
-            run = self._run_created(container, config, job, cancel, witness, watch)
+            run = self._run_created(container, config, group, job, cancel, witness, watch)
         except BaseException:
             self._destroy_quietly(container)
             raise
@@ -94,6 +120,7 @@ class Sandboxes:
         self,
         container: str,
         config: Mapping[str, Any],
+        group: Cgroup,
         job: Job,
         cancel: Cancel,
         witness: Witness,
@@ -102,7 +129,8 @@ class Sandboxes:
         witness.created(container)
         image_id = self._verify(container, config)
         watch.lap("create")
-        follower = Follower(self._daemon, container, job.limits, cancel, witness, self._clock)
+        meter = Meter(partial(group.counters, container), partial(self._daemon.counters, container))
+        follower = Follower(self._daemon, container, job.limits, cancel, witness, meter, self._clock)
         with _once_started(follower.conversation):
             with _lost(self._daemon.attach, container) as streams:
                 self._daemon.start(container)
@@ -111,6 +139,10 @@ class Sandboxes:
                 follower.read(streams.socket, on_start=lambda: watch.lap("boot"))
             watch.lap("run" if follower.conversation.started else "boot")
             exit_code, state = follower.finish()
+        if meter.misled and self._cgroups:
+            self._cgroups.give_up("the Docker Engine's cgroups are not those that this process sees")
+        elif group.parent:
+            meter.take()
         watch.lap("exit")
         return self._judged(follower, container, (exit_code, state), job.image, image_id)
 
@@ -141,6 +173,7 @@ class Sandboxes:
             cancelled=ends.cancelled,
             killed_outside="kill" in befell,
             trailer=trailer,
+            counters=follower.meter.counters,
             daemon_error=str(state.get("Error") or ""),
             stderr_excerpt=conversation.stderr.captured().data[-400:].decode("utf-8", "replace").strip(),
         )
@@ -153,6 +186,8 @@ class Sandboxes:
             image_id=image_id,
             phases_ms={},
             container_id=container,
+            cpu_ms=follower.meter.cpu_ms,
+            peak_memory_bytes=follower.meter.counters.peak_memory_bytes,
         )
 
     def _verify(self, container: str, config: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import signal
 from dataclasses import dataclass
 
+from crucible_worker.engines.counters import Counters
 from crucible_worker.engines.output import Trailer
 from crucible_worker.engines.policy import PLAIN_RUNTIME
 from crucible_worker.errors import TaskError
@@ -32,6 +33,7 @@ class Evidence:
     cancelled: bool = False
     killed_outside: bool = False
     trailer: Trailer | None = None
+    counters: Counters = Counters()
     daemon_error: str = ""
     stderr_excerpt: str = ""
 
@@ -70,7 +72,7 @@ def _never_started(evidence: Evidence) -> str:
 
 
 def _out_of_memory(evidence: Evidence) -> bool:
-    if evidence.oom_killed:
+    if evidence.oom_killed or evidence.counters.oom_kills:
         return evidence.exit_code != 0
     return _silent(evidence) and evidence.exit_code == _SENTRY_OUT_OF_MEMORY
 

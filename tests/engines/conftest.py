@@ -2,9 +2,11 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.follow import Nobody
 from crucible_worker.engines.sandbox import Job, Sandboxes
@@ -26,12 +28,17 @@ class Bench:
         self.runtime = runtime
         self.image = image
         self.labels = {"crucible.worker": f"test-{uuid.uuid4().hex}"}
-        self._sandboxes = Sandboxes(daemon, runtime)
+        self.cgroups = Cgroups(self.labels["crucible.worker"], daemon.info, daemon.url)
+        self._sandboxes = Sandboxes(daemon, runtime, self.cgroups)
 
     def __call__(self, code: str, stdin: str = "", *, cancel=None, on_start=lambda _: None, image="", **limits) -> Run:
         """Run one program; more keywords are limits."""
         job = Job(code, stdin, image or self.image, Limits(**{"timeout_seconds": 10.0} | limits), self.labels)
         return self._sandboxes.run(job, cancel or threading.Event(), Starts(on_start))
+
+    def use(self, sandboxes: Sandboxes) -> None:
+        """Run programs in these from now on."""
+        self._sandboxes = sandboxes
 
     def all(self, *programs: str, stdin: str = "", **limits) -> list[Run]:
         """Run several programs side by side."""
@@ -46,12 +53,14 @@ class Bench:
             return list(pool.map(run, programs))
 
     def left(self) -> list[str]:
-        """The ids of sandboxes that are still there."""
-        return [container["Id"] for container in self.daemon.containers(self.labels)]
+        """The ids of sandboxes, and the cgroups, that are still there."""
+        cgroups = {found.name for found in Path("/sys/fs/cgroup").glob(f"**/{self.cgroups._prefix}*")}
+        return [container["Id"] for container in self.daemon.containers(self.labels)] + sorted(cgroups)
 
     def clear(self) -> None:
-        for container in self.left():
-            self.daemon.remove(container)
+        for container in self.daemon.containers(self.labels):
+            self.daemon.remove(container["Id"])
+        self.cgroups.sweep()
 
 
 @pytest.fixture(

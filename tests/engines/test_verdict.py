@@ -4,6 +4,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from crucible_worker.engines.counters import Counters
 from crucible_worker.engines.output import Trailer
 from crucible_worker.engines.verdict import Evidence, judge
 from crucible_worker.errors import TaskError
@@ -66,6 +67,14 @@ VERDICTS = {
     "out of memory": (
         seen(exit_code=137, oom_killed=True, trailer=killed(9)), FAILED, Reason.OUT_OF_MEMORY, None, None,
         "needed more than 1000 bytes of memory"),
+    "a child killed for memory, as the cgroup counts it": (
+        seen(exit_code=3, counters=Counters(oom_kills=1), trailer=exited(3)), FAILED, Reason.OUT_OF_MEMORY, 3, None,
+        "needed more than 1000 bytes of memory"),
+    "a child killed for memory, and no harm done": (
+        seen(exit_code=0, counters=Counters(oom_kills=1), trailer=exited(0)), COMPLETED, Reason.EXITED, 0, None, None),
+    "much memory, and no kill": (
+        seen(exit_code=3, counters=Counters(oom_kills=0, peak_memory_bytes=1000), trailer=exited(3)), FAILED,
+        Reason.EXITED_NONZERO, 3, None, "exit code 3"),
     "out of memory with the supervisor": (
         seen(exit_code=137, oom_killed=True), FAILED, Reason.OUT_OF_MEMORY, None, None,
         "needed more than 1000 bytes of memory"),
