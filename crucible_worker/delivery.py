@@ -36,7 +36,7 @@ class Lane(Protocol):
     def done(self, entry_id: int) -> None:
         """It has been said."""
 
-    def bury(self, entry_id: int, answer: str, at: float) -> None:
+    def bury(self, entry_id: int, answer: str) -> None:
         """It was refused for good."""
 
 
@@ -109,7 +109,7 @@ class Delivery:
         except AlreadySettledError as error:
             self._close(entry, Outcome.ALREADY_SETTLED, str(error))
         except RejectedError as error:
-            self._journal.bury(entry_id, str(error), time.time())
+            self._journal.bury(entry_id, str(error))
             self._forget(entry_id)
             self._on_outcome(entry, Outcome.REJECTED, str(error))
         except KeyRefusedError as error:

@@ -6,44 +6,49 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from crucible_worker.errors import ExitCode, ExitError, JournalError
+from crucible_worker import statefile
+from crucible_worker.errors import JournalError
+from crucible_worker.statefile import MEMORY, StateFile
 
-MEMORY = "memory"
-SCHEMA_VERSION = 1
-RESULTS, EVENTS = "results", "events"
-_BUSY_SECONDS = 5.0
-_SCHEMA = """
-CREATE TABLE claims (id INTEGER PRIMARY KEY, eval_id TEXT NOT NULL, lease TEXT, engine TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE outbox (id INTEGER PRIMARY KEY, lane TEXT NOT NULL, kind TEXT NOT NULL, eval_id TEXT NOT NULL,
-                     body TEXT NOT NULL, at REAL NOT NULL);
-CREATE INDEX outbox_lane ON outbox (lane, id);
-CREATE TABLE dead (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, eval_id TEXT NOT NULL, body TEXT NOT NULL,
-                   answer TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE boots (id TEXT PRIMARY KEY);
-"""
+RESULTS, EVENTS, DEAD = "results", "events", "dead"
+# What a task did to workers is forgotten after so long.
+_CRASHES_KEPT_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A task taken from the queue and not settled yet."""
+    """A task taken from the queue and not settled yet. `run` is what was noted when its code started, if it has."""
 
     id: int
     eval_id: str
     lease: str | None
     engine: str
+    at: float = 0.0
+    run: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something to say: `kind` is what, `body` a JSON document."""
+    """Something to say: `kind` is what, `body` a JSON document. `answer` is why it was refused, of a dead letter."""
 
     id: int
     kind: str
     eval_id: str
     body: Any
+    lane: str = RESULTS
+    at: float = 0.0
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much the journal holds: bytes on disk, results and dead letters, and since when the oldest result waits."""
+
+    size: int
+    entries: int
+    oldest: float | None
 
 
 class Journal:
@@ -54,41 +59,17 @@ class Journal:
     Every method is one transaction, on disk when it returns (SQLite, WAL, synchronous FULL), or raises JournalError.
     """
 
-    def __init__(self, directory: str) -> None:
-        """Open or make the journal in `directory`, locked against other workers; `memory` keeps all in memory.
-
-        Raises ExitError (64) where the directory cannot be written, another worker has it, or a newer one wrote it.
-        """
+    def __init__(self, file: StateFile) -> None:
+        """`file` belongs to the journal from here on."""
         self._lock = threading.Lock()
-        self.durable = directory != MEMORY
-        try:
-            self._db = self._open(directory)
-        except (OSError, sqlite3.Error) as error:
-            raise ExitError(ExitCode.USAGE, _trouble(directory, error)) from error
+        self._file = file
+        self._db = file.db
+        self.set_aside = file.set_aside
 
-    def _open(self, directory: str) -> sqlite3.Connection:
-        path = ":memory:"
-        if self.durable:
-            Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = str(Path(directory) / "journal.db")
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
-        try:
-            # Exclusive: a second worker on this directory is refused instead of settling our tasks.
-            for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
-                db.execute(f"PRAGMA {pragma}")
-            db.execute("BEGIN EXCLUSIVE")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise ExitError(ExitCode.USAGE, f"{path} was written by a newer crucible-worker; use that one.")
-            if version == 0:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            db.execute("COMMIT")
-        except BaseException:
-            db.close()
-            raise
-        return db
+    @classmethod
+    def of(cls, directory: str) -> "Journal":
+        """The journal of a worker; `memory` keeps all in memory. Raises ExitError as `statefile.own`."""
+        return cls(statefile.in_memory() if directory == MEMORY else statefile.own(directory))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -103,6 +84,14 @@ class Journal:
                     self._db.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Reading goes on where the disk is full, and while somebody else writes."""
+        with self._lock, _errors():
+            yield self._db
+
+    # Claims
+
     def claim(self, eval_id: str, lease: str | None, engine: str, at: float) -> int:
         """Note a claim before its sandbox is made. Returns its id. `at` is Unix time."""
         with self._transaction() as db:
@@ -110,11 +99,41 @@ class Journal:
             found = db.execute("INSERT INTO claims (eval_id, lease, engine, at) VALUES (?, ?, ?, ?)", row)
             return int(found.lastrowid or 0)
 
+    def started(self, claim: int, run: Mapping[str, Any]) -> None:
+        """Note that a claim's code has started, with what another process needs to follow it."""
+        with self._transaction() as db:
+            db.execute("UPDATE claims SET run = ? WHERE id = ?", (json.dumps(run), claim))
+
     def settle(self, claim: int, kind: str, eval_id: str, body: Mapping[str, Any], at: float) -> None:
         """Replace a claim by what is to be said to the queue about it, before it is said."""
         with self._transaction() as db:
             db.execute("DELETE FROM claims WHERE id = ?", (claim,))
             self._put(db, RESULTS, kind, eval_id, body, at)
+
+    def abandon(self, claim: int) -> None:
+        """Forget a claim about which nothing is to be said: it is somebody else's by now."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM claims WHERE id = ?", (claim,))
+
+    def claims(self) -> list[Claim]:
+        """All open claims, oldest first."""
+        with self._reading() as db:
+            rows = db.execute("SELECT id, eval_id, lease, engine, at, run FROM claims ORDER BY id").fetchall()
+        return [Claim(r[0], json.loads(r[1]), r[2], r[3], r[4], json.loads(r[5]) if r[5] else None) for r in rows]
+
+    def crashed(self, eval_id: str, at: float) -> int:
+        """Note that a worker has ended while it had this task. Returns how often that has happened."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM crashes WHERE at < ?", (at - _CRASHES_KEPT_SECONDS,))
+            db.execute(
+                "INSERT INTO crashes (eval_id, count, at) VALUES (?, 1, ?) "
+                "ON CONFLICT (eval_id) DO UPDATE SET count = count + 1, at = excluded.at",
+                (_key(eval_id), at),
+            )
+            found = db.execute("SELECT count FROM crashes WHERE eval_id = ?", (_key(eval_id),)).fetchone()
+            return int(found[0])
+
+    # What is to be said
 
     def tell(self, kind: str, eval_id: str, body: Mapping[str, Any], at: float, limit: int) -> None:
         """Put an event into the outbox, which keeps at most `limit` of them: the oldest ones go."""
@@ -131,6 +150,39 @@ class Journal:
         row = (lane, kind, _key(eval_id), json.dumps(body), at)
         db.execute("INSERT INTO outbox (lane, kind, eval_id, body, at) VALUES (?, ?, ?, ?, ?)", row)
 
+    def pending(self, lane: str) -> list[int]:
+        """The ids of all that is to be said in a lane, oldest first."""
+        with self._reading() as db:
+            return [row[0] for row in db.execute("SELECT id FROM outbox WHERE lane = ? ORDER BY id", (lane,))]
+
+    def entry(self, entry_id: int) -> Entry | None:
+        """One thing to say, or None if it has gone."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT id, kind, eval_id, body, lane, at, answer FROM outbox WHERE id = ?", (entry_id,)
+            ).fetchone()
+        return Entry(row[0], row[1], json.loads(row[2]), json.loads(row[3]), *row[4:]) if row else None
+
+    def done(self, entry_id: int) -> None:
+        """Forget what has been said."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM outbox WHERE id = ?", (entry_id,))
+
+    def bury(self, entry_id: int, answer: str) -> None:
+        """Move what was refused for good to the dead letters, with the answer."""
+        with self._transaction() as db:
+            db.execute("UPDATE outbox SET lane = ?, answer = ? WHERE id = ?", (DEAD, answer, entry_id))
+
+    def revive(self, entry_id: int) -> bool:
+        """Have a dead letter said again. Returns whether there was one of that id."""
+        with self._transaction() as db:
+            found = db.execute(
+                "UPDATE outbox SET lane = ?, answer = NULL WHERE id = ? AND lane = ?", (RESULTS, entry_id, DEAD)
+            )
+            return found.rowcount > 0
+
+    # Lives
+
     def begin(self, boot: str) -> list[str]:
         """Note that a life of this worker begins. Returns the earlier ones whose sandboxes may still be there."""
         with self._transaction() as db:
@@ -138,58 +190,41 @@ class Journal:
             db.execute("INSERT INTO boots (id) VALUES (?)", (boot,))
         return earlier
 
+    def boots(self) -> list[str]:
+        """The lives whose sandboxes may still be there."""
+        with self._reading() as db:
+            return [row[0] for row in db.execute("SELECT id FROM boots")]
+
     def swept(self, boots: Iterable[str]) -> None:
         """Forget lives of which no sandbox is left."""
         with self._transaction() as db:
             db.executemany("DELETE FROM boots WHERE id = ?", [(boot,) for boot in boots])
 
-    def claims(self) -> list[Claim]:
-        """All open claims, oldest first."""
-        with self._transaction() as db:
-            rows = db.execute("SELECT id, eval_id, lease, engine FROM claims ORDER BY id").fetchall()
-        return [Claim(row[0], json.loads(row[1]), row[2], row[3]) for row in rows]
-
-    def pending(self, lane: str) -> list[int]:
-        """The ids of all that is to be said in a lane, oldest first."""
-        with self._transaction() as db:
-            return [row[0] for row in db.execute("SELECT id FROM outbox WHERE lane = ? ORDER BY id", (lane,))]
-
-    def entry(self, entry_id: int) -> Entry | None:
-        """One thing to say, or None if it has gone."""
-        with self._transaction() as db:
-            row = db.execute("SELECT id, kind, eval_id, body FROM outbox WHERE id = ?", (entry_id,)).fetchone()
-        return Entry(row[0], row[1], json.loads(row[2]), json.loads(row[3])) if row else None
-
-    def done(self, entry_id: int) -> None:
-        """Forget what has been said."""
-        with self._transaction() as db:
-            db.execute("DELETE FROM outbox WHERE id = ?", (entry_id,))
-
-    def bury(self, entry_id: int, answer: str, at: float) -> None:
-        """Move what was refused for good to the dead letters, with the answer."""
-        with self._transaction() as db:
-            db.execute(
-                "INSERT INTO dead (kind, eval_id, body, answer, at) "
-                "SELECT kind, eval_id, body, ?, ? FROM outbox WHERE id = ?",
-                (answer, at, entry_id),
-            )
-            db.execute("DELETE FROM outbox WHERE id = ?", (entry_id,))
+    # How much there is
 
     def counts(self) -> dict[str, int]:
         """How many open claims, pending results, pending events and dead letters there are."""
-        queries = {
-            "claimed": "SELECT count(*) FROM claims",
-            "pending": f"SELECT count(*) FROM outbox WHERE lane = '{RESULTS}'",  # noqa: S608 - our own constant
-            "events": f"SELECT count(*) FROM outbox WHERE lane = '{EVENTS}'",  # noqa: S608 - our own constant
-            "dead": "SELECT count(*) FROM dead",
-        }
-        with self._transaction() as db:
-            return {state: int(db.execute(query).fetchone()[0]) for state, query in queries.items()}
+        with self._reading() as db:
+            lanes = dict(db.execute("SELECT lane, count(*) FROM outbox GROUP BY lane").fetchall())
+            claimed = int(db.execute("SELECT count(*) FROM claims").fetchone()[0])
+        named = {"pending": RESULTS, "events": EVENTS, "dead": DEAD}
+        return {"claimed": claimed} | {state: lanes.get(lane, 0) for state, lane in named.items()}
+
+    def load(self) -> Load:
+        """How much the journal holds."""
+        with self._reading() as db:
+            pages, free, size = (
+                int(db.execute(f"PRAGMA {name}").fetchone()[0])
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+            entries = db.execute("SELECT count(*) FROM outbox WHERE lane IN (?, ?)", (RESULTS, DEAD)).fetchone()[0]
+            oldest = db.execute("SELECT min(at) FROM outbox WHERE lane = ?", (RESULTS,)).fetchone()[0]
+        return Load((pages - free) * size, int(entries), oldest)
 
     def close(self) -> None:
         """Close the file and give up its lock."""
         with self._lock:
-            self._db.close()
+            self._file.close()
 
 
 @contextmanager
@@ -203,14 +238,3 @@ def _errors() -> Iterator[None]:
 def _key(eval_id: str) -> str:
     """Any text as SQLite can keep it: JSON in ASCII, since lone surrogates are no UTF-8."""
     return json.dumps(eval_id)
-
-
-def _trouble(directory: str, error: Exception) -> str:
-    if "locked" in str(error):
-        return f"another worker uses {directory}; give this one its own CRUCIBLE_STATE_DIR."
-    if isinstance(error, sqlite3.DatabaseError) and "not a database" in str(error):
-        return f"{directory}/journal.db is damaged ({error}); move it away, and keep it: results may be in it."
-    return (
-        f"the state directory {directory} cannot be used ({error}); "
-        "set CRUCIBLE_STATE_DIR to a writable one, or to memory, where a crash loses results."
-    )

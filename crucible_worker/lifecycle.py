@@ -15,6 +15,8 @@ SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHU
 _TICK = 0.5
 # After the last task has ended, for results that are safe on disk if the queue does not take them.
 DELIVER_SECONDS = 10.0
+# For running tasks to end after they were told to; past it the daemon hangs, and the journal settles them.
+CANCEL_SECONDS = 30.0
 
 
 class Log(Protocol):
@@ -94,13 +96,17 @@ class Lifecycle:
         """Return the exit code, once a shutdown has come to its end."""
         while not self._stages.drain.is_set():
             self._take_signal()
-            if late := list(self._stalled()):
-                self._log.error("worker_stalled", reasons=late, threads=thread_dump())
+            if self._has_stalled():
                 return ExitCode.STALLED
         self._drain_began = self._clock()
-        if not self._settle_tasks():
-            return ExitCode.INTERRUPTED
-        return self._deliver_rest()
+        code = self._settle_tasks()
+        return self._deliver_rest() if code is None else code
+
+    def _has_stalled(self) -> bool:
+        late = list(self._stalled())
+        if late:
+            self._log.error("worker_stalled", reasons=late, threads=thread_dump())
+        return bool(late)
 
     def _take_signal(self) -> None:
         number = self._wait_signal(_TICK)
@@ -115,16 +121,24 @@ class Lifecycle:
         stage = ("drain", "cancel", "exit")[min(self._stages.level, 3) - 1]
         self._log.info("shutdown_requested", signal=name, stage=stage)
 
-    def _settle_tasks(self) -> bool:
-        """Wait for the slots. Returns False where a third signal asked not to."""
+    def _settle_tasks(self) -> int | None:
+        """Wait for the slots. Returns an exit code where there is no point in waiting for deliveries then."""
+        cancelled: float | None = None
         while any(slot.is_alive() for slot in self._slots):
             self._take_signal()
             if self._stages.level >= 3:
-                return False
+                return ExitCode.INTERRUPTED
+            if self._has_stalled():
+                return ExitCode.STALLED
             if self._drain_is_late() and not self._stages.cancel.is_set():
                 self._log.error("drain_timeout", seconds=self._drain_timeout)
                 self._stages.cancel.set()
-        return True
+            if self._stages.cancel.is_set():
+                cancelled = self._clock() if cancelled is None else cancelled
+                if self._clock() - cancelled > CANCEL_SECONDS:
+                    self._log.error("cancel_timeout", seconds=CANCEL_SECONDS, threads=thread_dump())
+                    break
+        return None
 
     def _drain_is_late(self) -> bool:
         return 0 < self._drain_timeout < self._clock() - self._drain_began

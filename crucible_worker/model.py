@@ -199,6 +199,7 @@ class Run:
     phases_ms: Mapping[str, float]
     container_id: str
     warm: bool = False
+    adopted: bool = False
     cpu_ms: float | None = None
     peak_memory_bytes: int | None = None
 
@@ -236,6 +237,7 @@ class Result:
     limits: Mapping[str, float] = field(default_factory=dict)
     worker_id: str = ""
     attempt: int = 1
+    adopted: bool = False
 
     @classmethod
     def of(
@@ -282,6 +284,7 @@ class Result:
             limits=dataclasses.asdict(limits),
             worker_id=worker_id,
             attempt=attempt,
+            adopted=run.adopted,
         )
 
     def document(self) -> dict[str, Any]:

@@ -5,37 +5,44 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from crucible_worker.model import Event, EventKind, Limits, Reason, Result, Task, rfc3339
+from crucible_worker.model import Event, EventKind, Limits, Reason, Result, rfc3339
 
-COMPLETE, FAIL = "complete", "fail"
+COMPLETE, FAIL, RELEASE = "complete", "fail", "release"
 _IN_EVENT = ("id", "status", "output", "error", "exit_code", "worker_id", "stdout", "stderr")
 
 
-def completion(task: Task, result: Result) -> dict[str, Any]:
-    """The body of POST /tasks/{id}/complete."""
-    return _fenced({"output": result.document()}, task)
+def completion(result: Result, lease: str | None) -> dict[str, Any]:
+    """The body of POST /tasks/{id}/complete. `lease` is the id of the lease, where the queue gave one."""
+    return _fenced({"output": result.document()}, lease)
 
 
-def failure(task: Task | None, reason: Reason, message: str) -> dict[str, Any]:
+def failure(reason: Reason, message: str, lease: str | None) -> dict[str, Any]:
     """The body of POST /tasks/{id}/fail. The error begins with its reason, for programs to read."""
-    return _fenced({"error": f"{reason}: {message}"}, task)
+    return _fenced({"error": f"{reason}: {message}"}, lease)
 
 
-def _fenced(body: dict[str, Any], task: Task | None) -> dict[str, Any]:
-    """With the lease id where the queue gave one: it fences off whoever held the task before."""
-    return body | {"lease": task.lease.id} if task is not None and task.lease is not None else body
+def unfinished(reason: Reason, message: str, lease: str | None) -> tuple[str, dict[str, Any]]:
+    """What is said of a task that the worker could not see through: given back where the queue leases, else failed."""
+    if lease is not None:
+        return RELEASE, {"lease": lease}
+    return FAIL, failure(reason, message, None)
 
 
-def running(task: Task, limits: Limits, worker_id: str, container_id: str, now: dt.datetime) -> Event:
+def _fenced(body: dict[str, Any], lease: str | None) -> dict[str, Any]:
+    """With the lease: it fences off whoever held the task before."""
+    return body if lease is None else body | {"lease": lease}
+
+
+def running(eval_id: str, limits: Limits, worker_id: str, container_id: str, now: dt.datetime) -> Event:
     """The event that a task's code has started."""
     data = {
-        "eval_id": task.eval_id,
+        "eval_id": eval_id,
         "executor_id": worker_id,
         "container_id": container_id,
         "timeout": limits.timeout_seconds,
         "started_at": rfc3339(now),
     }
-    return _event(EventKind.RUNNING, task.eval_id, data, now)
+    return _event(EventKind.RUNNING, eval_id, data, now)
 
 
 def completed(result: Result, now: dt.datetime) -> Event:

@@ -197,6 +197,15 @@ class Settings:
     state_dir: str = _setting(
         "/var/lib/crucible-worker", _text, "where claims and results wait until accepted; memory keeps nothing"
     )
+    journal_size: int = _setting("1g", _bytes, "bytes in the journal past which nothing more is claimed")
+    journal_entries: int = _setting("10000", _count, "results, waiting or refused, past which nothing more is claimed")
+    journal_age: float = _setting(
+        "168h", _positive_seconds, "how long a result may wait before nothing more is claimed"
+    )
+    disk_reserve: int = _setting("64m", _bytes, "bytes free on the disk of state_dir below which nothing is claimed")
+    cancel_poll: float = _setting(
+        "0", _seconds, "how often a queue without leases is asked for a running task; 404 twice ends it; 0 never asks"
+    )
     drain_timeout: float = _setting("0", _seconds, "how long a shutdown waits for tasks and results; 0 is for ever")
     health_address: str = _setting("0.0.0.0:8082", _address, "where /health is served")
     log_format: str = _setting("auto", _one_of("auto", "json", "console"), "auto is console on a terminal, else json")

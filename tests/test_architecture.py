@@ -93,7 +93,10 @@ def test_adapters_import_the_vocabulary_and_their_own_room(module):
     assert module.ours() <= allowed
 
 
-@each("worker", "delivery", "lifecycle", "journal", "vitals", "outbox", "backoff")
+@each(
+    "worker", "evaluation", "leases", "recovery", "admission", "delivery", "lifecycle", "journal", "statefile",
+    "transcript", "vitals", "outbox", "backoff",
+)  # fmt: skip
 def test_the_core_knows_no_adapter(module):
     assert not module.ours() & {*ADAPTERS, "transport", "cli"}
 
@@ -113,7 +116,7 @@ DOORS = {
     "structlog": {"observe.logs"},
     "prometheus_client": {"observe.metrics"},
     "redis": {"events", "queues"},
-    "sqlite3": {"journal", "embedded"},
+    "sqlite3": {"journal", "statefile", "embedded"},
     "signal": {"lifecycle", "cli", "engines"},
     "logging": set(),
     "requests": {"engines"},

@@ -2,9 +2,11 @@
 
 import datetime as dt
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from crucible_worker.engines.adoption import adopt
 from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.engines.follow import Cancel, Nobody, Witness
@@ -14,6 +16,10 @@ from crucible_worker.model import Limits, Reason, Run, Task, Verdict, rfc3339
 
 FALLBACK_ENGINE = "docker"
 CANARY_SECONDS = 10.0
+LOOK_SECONDS = 10.0  # for a daemon that is well to say so
+# So many tasks in a row for which an engine could not reach a verdict, and it gets no more for a while.
+FAILURES_IN_A_ROW = 3
+REST_SECONDS = (5.0, 10.0, 20.0, 40.0, 60.0)
 _CANARY = "print('canary')"
 
 
@@ -39,19 +45,27 @@ class Fleet:
         limits: Limits,
         labels: Mapping[str, str],
         on_change: Callable[[str, EngineState], None] = lambda *_: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`engines` maps names to OCI runtimes, `images` languages to images; `labels` mark every sandbox as ours.
 
         `on_change` is told of an engine whose state has changed, at the first probe of each one too.
         """
+        self.live: set[str] = set()
         self._daemon = daemon
-        self._cgroups = Cgroups(labels.get("crucible.worker", ""), daemon.info, daemon.url)
-        self._sandboxes = {name: Sandboxes(daemon, runtime, self._cgroups) for name, runtime in engines.items()}
+        self._lookout = Daemon(daemon.url, LOOK_SECONDS)
+        self._cgroups = Cgroups(labels.get("crucible.worker", ""), self._lookout.info, daemon.url)
+        self._sandboxes = {
+            name: Sandboxes(daemon, runtime, self._cgroups, live=self.live) for name, runtime in engines.items()
+        }
         self._images = images
         self._fallback = fallback
         self._limits = limits
         self._labels = dict(labels)
         self._on_change = on_change
+        self._clock = clock
+        self._failures: dict[str, int] = {}
+        self._rests_until: dict[str, float] = {}
         self._lock = threading.Lock()
         self._states: dict[str, EngineState] = {}
 
@@ -78,24 +92,35 @@ class Fleet:
 
     def probe_all(self) -> None:
         """Run a canary on every engine that is not known to work; ask the daemon whether it still knows the others."""
-        try:
-            runtimes = self._daemon.info().get("Runtimes") or {}
-        except (DaemonGoneError, TaskError) as error:
-            for name in self._sandboxes:
-                self._note(name, str(error))
+        runtimes = self._look()
+        if runtimes is None:
             return
         for name, sandboxes in self._sandboxes.items():
             if sandboxes.runtime not in runtimes and "." not in sandboxes.runtime:
                 self._note(name, f"the daemon has no runtime {sandboxes.runtime}")
-            elif not self.states()[name].available:
+            elif not self.states()[name].available and self._clock() >= self._rests_until.get(name, 0.0):
                 self.probe(name)
+
+    def _look(self) -> Mapping[str, object] | None:
+        """The runtimes that the daemon knows, or None where it does not answer: then no engine works."""
+        try:
+            return self._lookout.info().get("Runtimes") or {}
+        except (DaemonGoneError, TaskError) as error:
+            self._note_all(str(error))
+            return None
+
+    def _note_all(self, trouble: str) -> None:
+        for name in self._sandboxes:
+            self._note(name, trouble)
 
     def probe(self, name: str) -> bool:
         """Run a canary on one engine. Returns whether it works now."""
+        if self._look() is None:
+            return False
         sandboxes = self._sandboxes[name]
         language, image = next(iter(self._images.items()))
         limits = Limits(timeout_seconds=CANARY_SECONDS)
-        job = Job(_CANARY, "", image, limits, self._labels | {"crucible.task": f"canary-{language}"})
+        job = Job(_CANARY, "", image, limits, self._labelled(f"canary-{language}", limits))
         try:
             run = sandboxes.run(job, threading.Event())
         except (TaskError, DaemonGoneError) as error:
@@ -148,13 +173,44 @@ class Fleet:
         witness: Witness = Nobody(),  # noqa: B008 - it has no state
     ) -> Run:
         """Run a task on an engine. Raises TaskError; engine_unavailable means that its code never started."""
-        deadline = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=limits.timeout_seconds)
-        labels = self._labels | {"crucible.task": task.eval_id, "crucible.deadline": rfc3339(deadline)}
-        job = Job(task.code, task.stdin, self.image_for(task), limits, labels)
+        job = Job(task.code, task.stdin, self.image_for(task), limits, self._labelled(task.eval_id, limits))
         try:
-            return self._sandboxes[name].run(job, cancel, witness)
+            run = self._sandboxes[name].run(job, cancel, witness)
         except DaemonGoneError as error:
+            self._note_all(str(error))
             raise TaskError(Reason.ENGINE_ERROR, str(error)) from error
+        except TaskError as error:
+            if isinstance(error.__cause__, DaemonGoneError):
+                self._note_all(str(error))
+            elif error.reason in {Reason.ENGINE_ERROR, Reason.ENGINE_UNAVAILABLE}:
+                self._failed(name, str(error))
+            raise
+        self._failures.pop(name, None)
+        return run
+
+    def resume(
+        self,
+        container: str,
+        limits: Limits,
+        left: float,
+        heard: Iterable[bytes],
+        cancel: Cancel,
+        witness: Witness,
+    ) -> Run:
+        """Follow a sandbox that another process has started; see `adopt`, also for what it raises."""
+        return adopt(self._daemon, container, limits, left, heard, cancel, witness)
+
+    def _labelled(self, task: str, limits: Limits) -> Mapping[str, str]:
+        deadline = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=limits.timeout_seconds)
+        return self._labels | {"crucible.task": task, "crucible.deadline": rfc3339(deadline)}
+
+    def _failed(self, name: str, trouble: str) -> None:
+        """Count a task without a verdict. An engine that has none again and again rests: a canary may not notice."""
+        failures = self._failures[name] = self._failures.get(name, 0) + 1
+        over = failures - FAILURES_IN_A_ROW
+        if over >= 0:
+            self._rests_until[name] = self._clock() + REST_SECONDS[min(over, len(REST_SECONDS) - 1)]
+            self._note(name, f"no verdict on {failures} tasks in a row; the last: {trouble}")
 
 
 def _told(verdict: Verdict) -> str:

@@ -15,9 +15,11 @@ from crucible_worker.engines.cgroups import Cgroup, Cgroups
 from crucible_worker.engines.counters import Meter
 from crucible_worker.engines.daemon import Attachment, Daemon, DaemonGoneError
 from crucible_worker.engines.follow import Cancel, Follower, Nobody, Witness, send
-from crucible_worker.engines.output import Conversation, frame
+from crucible_worker.engines.output import Conversation, Trailer, frame
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Limits, Reason, Run
+
+_BRIEF_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +56,18 @@ class Sandboxes:
         runtime: str,
         cgroups: Cgroups | None = None,
         clock: Callable[[], float] = time.monotonic,
+        live: set[str] | None = None,
     ) -> None:
         """`runtime` is a name from the daemon's configuration, such as runc or runsc.
 
-        Without `cgroups`, what a sandbox has used is what the daemon says.
+        Without `cgroups`, what a sandbox has used is what the daemon says. `live` gets the names of the sandboxes that
+        are looked after: another one with our labels is a leftover.
         """
         self._daemon = daemon
         self._cgroups = cgroups
         self.runtime = runtime
         self._clock = clock
+        self._live = set() if live is None else live
         self._boot = resources.files("crucible_worker.engines").joinpath("boot.py").read_text(encoding="utf-8")
 
     def run(
@@ -77,14 +82,19 @@ class Sandboxes:
         The sandbox is gone when this returns or raises, unless the daemon itself is.
         """
         self._refuse_oversize(job)
-        with ExitStack() as stack:
-            try:
-                group = stack.enter_context(self._cgroups.one()) if self._cgroups else Cgroup()
-            except DaemonGoneError as error:
-                raise TaskError(Reason.ENGINE_UNAVAILABLE, str(error)) from error
-            return self._run_in(group, job, cancel, witness)
+        name = f"crucible-{uuid.uuid4().hex}"
+        self._live.add(name)
+        try:
+            with ExitStack() as stack:
+                try:
+                    group = stack.enter_context(self._cgroups.one()) if self._cgroups else Cgroup()
+                except DaemonGoneError as error:
+                    raise TaskError(Reason.ENGINE_UNAVAILABLE, str(error)) from error
+                return self._run_in(group, name, job, cancel, witness)
+        finally:
+            self._live.discard(name)
 
-    def _run_in(self, group: Cgroup, job: Job, cancel: Cancel, witness: Witness) -> Run:
+    def _run_in(self, group: Cgroup, name: str, job: Job, cancel: Cancel, witness: Witness) -> Run:
         watch = _Stopwatch(self._clock)
         config = policy.container_config(
             image=job.image,
@@ -94,19 +104,18 @@ class Sandboxes:
             boot=self._boot,
             cgroup_parent=group.parent,
         )
-        name = f"crucible-{uuid.uuid4().hex}"
         try:
             container = self._daemon.create(name, config)
         except DaemonGoneError as error:
             # The daemon may have made it all the same; the name finds it.
-            self._destroy_quietly(name)
+            self.destroy_quietly(name)
             raise TaskError(Reason.ENGINE_UNAVAILABLE, str(error)) from error
         try:
             run = self._run_created(container, config, group, job, cancel, witness, watch)
         except BaseException:
-            self._destroy_quietly(container)
+            self.destroy_quietly(container)
             raise
-        self._destroy(container)
+        self.destroy(container)
         watch.lap("remove")
         return dataclasses.replace(run, phases_ms=watch.phases)
 
@@ -144,17 +153,21 @@ class Sandboxes:
         elif group.parent:
             meter.take()
         watch.lap("exit")
-        return self._judged(follower, container, (exit_code, state), job.image, image_id)
+        return self.judged(follower, container, (exit_code, state), job.image, image_id)
 
-    def _judged(
+    def judged(
         self,
         follower: Follower,
         container: str,
         end: tuple[int | None, Mapping[str, Any]],
         image: str,
         image_id: str,
+        unheard: Callable[[int | None], Trailer | None] = lambda _: None,
     ) -> Run:
-        """The verdict on a sandbox that has come to its `end`: an exit code and a final state."""
+        """The verdict on a sandbox that has come to its `end`: an exit code and a final state.
+
+        `unheard` says what to believe where its last words are missing and nobody else has ended it.
+        """
         exit_code, state = end
         conversation, ends = follower.conversation, follower.ends
         trailer = conversation.finish()
@@ -162,6 +175,8 @@ class Sandboxes:
         silent = (trailer is None or trailer.exit_status != exit_code) and exit_code not in {None, 0} and not ends.any()
         oom_killed = bool(state.get("OOMKilled"))
         befell = self._daemon.what_befell(container, state) if silent and not oom_killed else frozenset()
+        if trailer is None and not (befell or oom_killed or ends.any()):
+            trailer = unheard(exit_code)
         evidence = verdict.Evidence(
             runtime=self.runtime,
             limits=follower.limits,
@@ -202,18 +217,24 @@ class Sandboxes:
             raise TaskError(Reason.ENGINE_UNAVAILABLE, f"the daemon weakened the sandbox: {'; '.join(found)}")
         return str(effective["Image"])
 
-    def _destroy(self, container: str) -> None:
+    def destroy(self, container: str) -> None:
         """Remove a sandbox and see that it is gone. Raises TaskError (engine_error) if it is not."""
         self._daemon.remove(container)
         if self._daemon.inspect(container) is not None:
             raise TaskError(Reason.ENGINE_ERROR, f"sandbox {container[:12]} is still there after its removal")
 
-    def _destroy_quietly(self, container: str) -> None:
-        """Remove a sandbox on the way out of a failure, which must not be hidden by another."""
+    def destroy_quietly(self, container: str) -> None:
+        """Remove a sandbox on the way out of a failure, which must not be hidden by another.
+
+        A daemon that has just been silent gets little time: what stays is a leftover, and removed later.
+        """
+        daemon = Daemon(self._daemon.url, _BRIEF_SECONDS)
         try:
-            self._destroy(container)
+            daemon.remove(container)
         except (TaskError, DaemonGoneError):
             return
+        finally:
+            daemon.close()
 
 
 @contextmanager

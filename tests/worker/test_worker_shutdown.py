@@ -6,7 +6,6 @@ import threading
 
 import pytest
 from scripted_server import after, document, status
-from worker_process import sandboxes
 
 from crucible_worker.journal import Journal
 
@@ -132,25 +131,6 @@ def test_a_result_outlives_the_worker_while_the_queue_is_down(queue, receiver, s
     assert queue.completed("short")["output"] == "done\n"
 
 
-def test_what_a_killed_worker_ran_is_failed_and_its_sandbox_removed(queue, receiver, start_told, start_worker, docker):
-    queue.push(LONG)
-    worker = start_told()
-    running(worker, "long", receiver)
-    worker.signal(signal.SIGKILL)
-    assert worker.exit_code() == -signal.SIGKILL
-    left = sandboxes(docker, start_worker.worker_id)
-    assert left
-    again = start_told()
-    assert queue.failed("long").startswith("worker_crashed: ")
-    assert again.event("orphan_removed", container_id=left[0])["level"] == "warning"
-    assert again.event("task_failed", eval_id="long")["reason"] == "worker_crashed"
-    told = receiver.wait(lambda: [c for c in receiver.calls if c.json["type"].endswith("failed")])
-    assert told[0].json["data"]["error"].startswith("worker_crashed: ")
-    again.event("engine_available")
-    assert again.stop() == 0
-    assert len(queue.settlements()) == 1
-
-
 def test_sandboxes_of_another_worker_of_the_same_name_are_left_alone(
     queue, receiver, start_told, start_worker, docker, tmp_path
 ):
@@ -215,7 +195,7 @@ def test_a_key_refused_at_delivery_keeps_the_result(queue, receiver, start_told,
 def test_hup_reads_the_key_again(queue, start, tmp_path):
     key_file = tmp_path / "key"
     key_file.write_text("old-key")
-    journal = Journal(str(start.state_dir))
+    journal = Journal.of(str(start.state_dir))
     journal.claim("gone", None, "docker", 0.0)
     journal.close()
     queue.key = "new-key"

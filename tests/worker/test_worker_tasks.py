@@ -164,7 +164,9 @@ def test_no_secret_is_to_be_seen_anywhere(queue, receiver, start_worker, tmp_pat
     seen = [*worker.raw, *shown, *(c.body.decode() for c in queue.calls + receiver.calls)]
     assert secret not in "\n".join(seen)
     assert all(secret not in value for call in receiver.calls for value in call.headers.values())
-    assert secret.encode() not in b"".join(path.read_bytes() for path in start_worker.state_dir.iterdir())
+    assert secret.encode() not in b"".join(
+        path.read_bytes() for path in start_worker.state_dir.rglob("*") if path.is_file()
+    )
 
 
 def test_a_result_is_not_said_again_when_the_queue_has_forgotten_the_task(queue, start_worker):
@@ -193,7 +195,7 @@ def test_any_receipt_will_do(receipt, queue, start):
     """2xx settles, whatever JSON comes with it. The result is that of a crashed task, so that no engine is needed."""
     from crucible_worker.journal import Journal
 
-    journal = Journal(str(start.state_dir))
+    journal = Journal.of(str(start.state_dir))
     journal.claim("gone", None, "docker", 0.0)
     journal.close()
     queue.settle_answers.append(status(200, receipt))

@@ -1,0 +1,70 @@
+"""What `run` says of itself on port 8082."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from crucible_worker import __version__
+from crucible_worker.engines.fleet import Fleet
+from crucible_worker.errors import JournalError
+from crucible_worker.journal import Journal
+from crucible_worker.lifecycle import Stages
+from crucible_worker.observe.metrics import Metrics
+from crucible_worker.observe.server import HealthReport
+from crucible_worker.settings import Settings
+from crucible_worker.vitals import Vitals
+
+
+class Report:
+    """Asks the rooms at each request; none of them waits for a daemon or a queue."""
+
+    def __init__(
+        self, settings: Settings, *, vitals: Vitals, fleet: Fleet, stages: Stages, journal: Journal, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._vitals = vitals
+        self._fleet = fleet
+        self._stages = stages
+        self._journal = journal
+        self._metrics = metrics
+
+    def health(self) -> HealthReport:
+        """Whether the worker is well, and whether it takes tasks."""
+        stalled, troubles = self._vitals.stalled(), self._vitals.troubles()
+        working = self._fleet.available()
+        draining = ["draining"] if self._stages.drain.is_set() else []
+        reasons = stalled + troubles + draining + ([] if working or troubles else ["no engine has been probed yet"])
+        return HealthReport(ok=working and not stalled, ready=not reasons, reasons=reasons, body=self._body())
+
+    def _body(self) -> Mapping[str, Any]:
+        return {
+            "worker_id": self._settings.worker_id,
+            "version": __version__,
+            "engines": {name: dataclasses.asdict(state) for name, state in self._fleet.states().items()},
+            "queue_url": self._settings.queue_url,
+            "last_poll_age_seconds": self._vitals.last_poll_age(),
+            "draining": self._stages.drain.is_set(),
+        }
+
+    def status(self) -> Mapping[str, Any]:
+        """All that is known."""
+        report = self.health()
+        return {
+            **report.body,
+            "reasons": report.reasons,
+            "slots": self._vitals.slots(),
+            "journal": self._counts(),
+            "recent": self._vitals.recent(),
+        }
+
+    def metrics(self) -> tuple[str, bytes]:
+        """(content type, body) for Prometheus."""
+        for state, count in self._counts().items():
+            self._metrics.journal(state, count)
+        return self._metrics.render()
+
+    def _counts(self) -> Mapping[str, int]:
+        try:
+            return self._journal.counts()
+        except JournalError:  # a disk in trouble has a reason of its own
+            return {}
