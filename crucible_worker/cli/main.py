@@ -18,6 +18,8 @@ COMMANDS: Mapping[str, str] = {
     "queue": "serve the embedded queue",
     "demo": "show a queue, a worker and a handful of evaluations",
     "image": "build or check the sandbox image, offline",
+    "journal": "look at what waits for the queue, and at what it refused",
+    "cleanup": "remove sandboxes that a worker of this id has left behind",
     "healthcheck": "ask a running worker whether it is healthy",
     "version": "print the version",
 }
