@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from precondition import unavailable
+from sandbox_bench import runtime, sandbox
 
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
+
+__all__ = ["runtime", "sandbox"]
 
 SANDBOX_IMAGE = "crucible-sandbox:python"
 

@@ -1,3 +1,5 @@
+"""Real sandboxes for tests: programs run in them, and what is left of them is found."""
+
 import threading
 import uuid
 from collections.abc import Iterator
