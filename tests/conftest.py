@@ -17,6 +17,16 @@ __all__ = ["runtime", "sandbox"]
 SANDBOX_IMAGE = "crucible-sandbox:python"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", type=float, default=0.0, metavar="HOURS", help="keep injecting faults for so long")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> float:
+    """Hours to spend on what has no end; 0 in an ordinary run."""
+    return float(request.config.getoption("--long"))
+
+
 @pytest.fixture(scope="session")
 def daemon() -> Iterator[Daemon]:
     """The Docker Engine of this host."""
