@@ -61,6 +61,10 @@ def judge(evidence: Evidence) -> Verdict:
         error = f"needed more than {limits.memory_bytes} bytes of memory"
         code = evidence.exit_code if evidence.trailer and evidence.trailer.exit_code else None
         return Verdict(Status.FAILED, Reason.OUT_OF_MEMORY, exit_code=code, error=error)
+    if _out_of_processes(evidence):
+        error = f"the code needed more than its limit of {limits.processes} processes"
+        code = evidence.exit_code if evidence.trailer else None
+        return Verdict(Status.FAILED, Reason.PROCESS_LIMIT, exit_code=code, error=error)
     return _by_its_own_end(evidence)
 
 
@@ -77,6 +81,16 @@ def _out_of_memory(evidence: Evidence) -> bool:
     return _silent(evidence) and evidence.exit_code == _SENTRY_OUT_OF_MEMORY
 
 
+def _out_of_processes(evidence: Evidence) -> bool:
+    if evidence.exit_code in {None, 0} or (evidence.trailer and evidence.trailer.signal):
+        return False
+    if _silent(evidence) and evidence.exit_code == _SENTRY_OUT_OF_THREADS:
+        return True
+    if evidence.trailer is None and (evidence.killed_outside or not _silent(evidence)):
+        return False
+    return bool(evidence.counters.forks_refused)
+
+
 def _silent(evidence: Evidence) -> bool:
     """Whether a sandbox with a kernel of its own ended without a word from its supervisor."""
     return evidence.runtime != PLAIN_RUNTIME and evidence.trailer is None
@@ -86,9 +100,6 @@ def _by_its_own_end(evidence: Evidence) -> Verdict:
     code = evidence.exit_code
     if code is None:
         raise TaskError(Reason.ENGINE_ERROR, f"the sandbox was lost: {evidence.daemon_error or 'no exit code'}")
-    if _silent(evidence) and code == _SENTRY_OUT_OF_THREADS:
-        error = f"the sandbox ended at its limit of {evidence.limits.processes} processes"
-        return Verdict(Status.FAILED, Reason.PROCESS_LIMIT, error=error)
     killer = _killer(evidence)
     if killer is not None:
         error = f"killed by signal {killer} ({_signal_name(killer)})"

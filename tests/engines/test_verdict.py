@@ -90,7 +90,19 @@ VERDICTS = {
         seen("runsc", exit_code=128, trailer=exited(128)), FAILED, Reason.EXITED_NONZERO, 128, None, "exit code 128"),
     "out of threads for gVisor's kernel": (
         seen("runsc", exit_code=2), FAILED, Reason.PROCESS_LIMIT, None, None,
-        "the sandbox ended at its limit of 7 processes"),
+        "the code needed more than its limit of 7 processes"),
+    "processes refused, and no way to go on": (
+        seen(exit_code=3, counters=Counters(forks_refused=1), trailer=exited(3)), FAILED, Reason.PROCESS_LIMIT, 3, None,
+        "the code needed more than its limit of 7 processes"),
+    "processes refused, which was to be expected": (
+        seen(exit_code=0, counters=Counters(forks_refused=9), trailer=exited(0)), COMPLETED, Reason.EXITED, 0, None,
+        None),
+    "processes refused, and killed by itself": (
+        seen(exit_code=137, counters=Counters(forks_refused=9), trailer=killed(9)), FAILED, Reason.SIGNALED, None, 9,
+        "killed by signal 9 (SIGKILL)"),
+    "threads refused to gVisor's kernel, whatever it ends with": (
+        seen("runsc", exit_code=137, counters=Counters(forks_refused=1)), FAILED, Reason.PROCESS_LIMIT, None, None,
+        "the code needed more than its limit of 7 processes"),
     "exit 2 on gVisor": (
         seen("runsc", exit_code=2, trailer=exited(2)), FAILED, Reason.EXITED_NONZERO, 2, None, "exit code 2"),
     "supervisor killed by the code, on gVisor": (

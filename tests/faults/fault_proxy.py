@@ -257,11 +257,7 @@ class DaemonProxy(Proxy):
 
         def connect() -> socket.socket:
             sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.connect(upstream)
-            except OSError:
-                sock.close()
-                raise
+            sock.connect(upstream)
             return sock
 
         super().__init__(listener, connect)
