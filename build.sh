@@ -339,6 +339,7 @@ run_tests() {
   ensure_engine
   ensure_gvisor
   command -v redis-server >/dev/null || install "the tests need a Redis server" redis-server
+  command -v faketime >/dev/null || install "the tests set clocks" faketime
   "$python" -I "$PYZ" image build
   gvisor_works || give_up 69 "a first sandbox on gVisor failed; 'runtimeArgs' of runsc in /etc/docker/daemon.json may need --network=none"
   "$dev/bin/python" -m pytest "$@"

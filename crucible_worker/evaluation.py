@@ -2,17 +2,17 @@
 
 import dataclasses
 import datetime as dt
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from crucible_worker import outbox
 from crucible_worker.errors import JournalError, RetryError, TaskError
 from crucible_worker.journal import Claim
 from crucible_worker.leases import Hold, Leases
 from crucible_worker.model import Event, InvalidTaskError, Lease, Limits, Reason, Result, Run, Task
+from crucible_worker.settlement import Log, Settlement
 from crucible_worker.transcript import Transcript, Transcripts
 from crucible_worker.vitals import Vitals
 
@@ -20,8 +20,7 @@ from crucible_worker.vitals import Vitals
 ENGINE_SECONDS = 300.0
 # How long a daemon may be away before a sandbox of an earlier life is given up.
 RESUME_SECONDS = 120.0
-_DISK_PAUSE = 2.0
-_T = TypeVar("_T")
+_SHUTDOWN = TaskError(Reason.WORKER_SHUTDOWN, "the worker was told to stop before the code had ended")
 
 
 class Cancel(Protocol):
@@ -71,24 +70,8 @@ class Record(Protocol):
     def started(self, claim: int, run: Mapping[str, Any]) -> None:
         """Note that its code has started."""
 
-    def settle(self, claim: int, kind: str, eval_id: str, body: Mapping[str, Any], at: float) -> None:
-        """Replace a claim by what is to be said of it."""
-
     def abandon(self, claim: int) -> None:
         """Forget a claim."""
-
-
-class Log(Protocol):
-    """Structured log lines, bound to a task where there is one."""
-
-    def info(self, event: str, **values: Any) -> Any:  # noqa: ANN401
-        """Something happened."""
-
-    def warning(self, event: str, **values: Any) -> Any:  # noqa: ANN401
-        """Something is not as it should be."""
-
-    def error(self, event: str, **values: Any) -> Any:  # noqa: ANN401
-        """Something was given up."""
 
 
 class Metrics(Protocol):
@@ -99,9 +82,6 @@ class Metrics(Protocol):
 
     def slot_freed(self) -> None:
         """A task has ended."""
-
-    def task_finished(self, engine: str, reason: Reason, seconds: float, phases: Mapping[str, float]) -> None:
-        """A task has ended; phases in seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,38 +107,33 @@ class Evaluations:
         record: Record,
         transcripts: Transcripts,
         leases: Leases,
+        settlement: Settlement,
         tell: Callable[[Event], None],
-        deliver: Callable[[], None],
-        say: Callable[[str, str, Mapping[str, Any]], None],
         limits: Limits,
         timeout_max: float,
         vitals: Vitals,
         metrics: Metrics,
         log: Log,
         task_context: Callable[[str, str], AbstractContextManager[None]],
-        shutdown: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`tell` puts an event on its way, `deliver` says that a result waits; neither may block.
+        """`tell` puts an event on its way, and may not block. `timeout_max` in seconds.
 
-        `say` tells the queue at once, for when the disk takes nothing. `shutdown` ends running tasks.
-        `timeout_max` in seconds. `clock` must go on from one process to the next, as Linux's monotonic one does.
+        `clock` must go on from one process to the next, as Linux's monotonic one does.
         """
         self._worker_id = worker_id
         self._engines = engines
         self._record = record
         self._transcripts = transcripts
         self._leases = leases
+        self._settlement = settlement
         self._tell = tell
-        self._deliver = deliver
-        self._say = say
         self._limits = limits
         self._timeout_max = timeout_max
         self._vitals = vitals
         self._metrics = metrics
         self._log = log
         self._task_context = task_context
-        self._shutdown = shutdown
         self._clock = clock
         self._began = clock()
 
@@ -169,10 +144,9 @@ class Evaluations:
             self._log.error("task_unreportable", error=str(error))
             return
         with self._task_context(eval_id, ""):
-            claim = self._durably(slot, lambda: self._record.claim(eval_id, None, "", time.time()))
-            body = outbox.failure(Reason.INVALID_TASK, str(error), None)
-            self._settle(slot, claim, outbox.FAIL, eval_id, body)
-            self._failed(eval_id, "", TaskError(Reason.INVALID_TASK, str(error)), body, 0.0)
+            claim = self._settlement.durably(slot, lambda: self._record.claim(eval_id, None, "", time.time()))
+            invalid = TaskError(Reason.INVALID_TASK, str(error))
+            self._settlement.fail(slot, claim or 0, eval_id, "", invalid, None, 0.0)
 
     def process(self, slot: int, task: Task) -> None:
         """Run a task that was just claimed."""
@@ -181,10 +155,12 @@ class Evaluations:
         hold = self._leases.hold(task.eval_id, task.lease)
         lease = task.lease.id if task.lease else None
         with self._task_context(task.eval_id, task.engine):
-            claim = self._durably(slot, lambda: self._record.claim(task.eval_id, lease, task.engine, time.time()))
+            claim = self._settlement.durably(
+                slot, lambda: self._record.claim(task.eval_id, lease, task.engine, time.time())
+            )
             if claim is None:
                 kind, body = outbox.unfinished(Reason.WORKER_SHUTDOWN, "the disk takes no record of it", lease)
-                self._say_at_once(kind, task.eval_id, body)
+                self._settlement.say_at_once(kind, task.eval_id, body)
                 return
             self._expect(slot, limits.timeout_seconds, task)
             self._log.info("processing_task_started", language=task.language, timeout=limits.timeout_seconds)
@@ -308,94 +284,22 @@ class Evaluations:
         lease = job.task.lease.id if job.task.lease else None
         ended = isinstance(outcome, Result) and outcome.reason is Reason.CANCELLED
         if ended and job.hold.lost:
-            self._durably(job.slot, lambda: self._record.abandon(job.claim))
+            self._settlement.durably(job.slot, lambda: self._record.abandon(job.claim))
             self._log.warning("task_abandoned", detail="its lease is lost; somebody else has it")
-        elif ended and not job.hold.cancelled:
-            error = TaskError(Reason.WORKER_SHUTDOWN, "the worker was told to stop before the code had ended")
-            self._unfinished(job, error, lease, began)
-        elif isinstance(outcome, Result):
-            self._settle(job.slot, job.claim, outbox.COMPLETE, outcome.id, outbox.completion(outcome, lease))
-            self._completed(outcome)
-        elif outcome.reason is Reason.WORKER_CRASHED:
-            self._unfinished(job, outcome, lease, began)
+        elif isinstance(outcome, Result) and not (ended and not job.hold.cancelled):
+            self._settlement.complete(job.slot, job.claim, outcome, lease)
         else:
-            body = outbox.failure(outcome.reason, str(outcome), lease)
-            self._settle(job.slot, job.claim, outbox.FAIL, job.task.eval_id, body)
-            self._failed(job.task.eval_id, job.task.engine, outcome, body, self._clock() - began)
+            error = _SHUTDOWN if isinstance(outcome, Result) else outcome
+            unfinished = error.reason in {Reason.WORKER_SHUTDOWN, Reason.WORKER_CRASHED}
+            say = self._settlement.give_up if unfinished else self._settlement.fail
+            seconds = self._clock() - began
+            say(job.slot, job.claim, job.task.eval_id, job.task.engine, error, lease, seconds)
         job.transcript.discard()
         if lease is None or job.hold.lost:
             self._leases.drop(job.hold)
 
-    def _unfinished(self, job: Job, error: TaskError, lease: str | None, began: float) -> None:
-        kind, body = outbox.unfinished(error.reason, str(error), lease)
-        self._settle(job.slot, job.claim, kind, job.task.eval_id, body)
-        if kind == outbox.RELEASE:
-            self._log.warning("task_released", reason=error.reason, error=str(error))
-        else:
-            self._failed(job.task.eval_id, job.task.engine, error, body, self._clock() - began)
-
-    def _settle(self, slot: int, claim: int | None, kind: str, eval_id: str, body: Mapping[str, Any]) -> None:
-        def settled() -> bool:
-            self._record.settle(claim or 0, kind, eval_id, body, time.time())
-            return True
-
-        if self._durably(slot, settled) is None:
-            self._say_at_once(kind, eval_id, body)
-        self._deliver()
-
-    def _completed(self, result: Result) -> None:
-        self._tell(outbox.completed(result, dt.datetime.now(dt.UTC)))
-        seconds = result.duration_ms / 1000
-        phases = {name.removesuffix("_ms"): ms / 1000 for name, ms in result.phases.items()}
-        self._metrics.task_finished(result.engine, result.reason, seconds, phases)
-        self._note(result.id, result.engine, result.status, result.reason, seconds)
-        self._log.info(
-            "task_completed_successfully",
-            status=result.status,
-            reason=result.reason,
-            exit_code=result.exit_code,
-            duration_ms=result.duration_ms,
-            used_engine=result.engine,
-        )
-
-    def _failed(self, eval_id: str, engine: str, error: TaskError, body: Mapping[str, Any], seconds: float) -> None:
-        self._tell(outbox.failed(eval_id, body, self._worker_id, dt.datetime.now(dt.UTC)))
-        self._metrics.task_finished(engine, error.reason, seconds, {})
-        self._note(eval_id, engine, "failed", error.reason, seconds)
-        self._log.error("task_failed", reason=error.reason, error=str(error))
-
-    def _note(self, eval_id: str, engine: str, status: str, reason: Reason, seconds: float) -> None:
-        summary = {"eval_id": eval_id, "engine": engine, "status": status, "reason": reason, "seconds": seconds}
-        self._vitals.finished(summary | {"at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")})
-
     def _expect(self, slot: int, timeout: float, task: Task) -> None:
         self._vitals.expect(slot, "running", timeout + ENGINE_SECONDS, task.eval_id, task.engine)
-
-    def _durably(self, slot: int, write: "Callable[[], _T]") -> "_T | None":
-        """Write to disk, trying for as long as that takes: until it is written, this slot claims nothing more.
-
-        None where it could not be written before the tasks were to be ended.
-        """
-        while True:
-            try:
-                written = write()
-            except JournalError as error:
-                if self._vitals.trouble("disk", f"the state directory cannot be written: {error}"):
-                    self._log.error("journal_write_failed", error=str(error))
-                if self._shutdown.wait(_DISK_PAUSE):
-                    return None
-                self._vitals.expect(slot, "waiting for the disk", 60.0)
-                continue
-            if self._vitals.trouble("disk", None):
-                self._log.info("journal_write_restored")
-            return written
-
-    def _say_at_once(self, kind: str, eval_id: str, body: Mapping[str, Any]) -> None:
-        """The disk takes nothing and the worker has to go: what is not said now is never said."""
-        try:
-            self._say(kind, eval_id, body)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this was the last try
-            self._log.error("result_lost", error=str(error))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from crucible_worker.observe.server import HealthServer
 from crucible_worker.queues.http import HttpQueue
 from crucible_worker.recovery import settle_earlier
 from crucible_worker.settings import Loaded, Settings
+from crucible_worker.settlement import Settlement
 from crucible_worker.statefile import MEMORY
 from crucible_worker.transcript import Transcripts
 from crucible_worker.vitals import Vitals
@@ -98,22 +99,31 @@ class Service:
             vitals=self._vitals,
             log=self._log,
         )
+        settlement = Settlement(
+            worker_id=settings.worker_id,
+            record=self._journal,
+            tell=self._deliveries.tell,
+            deliver=self._deliveries.results.wake,
+            say=self._queue.settle,
+            vitals=self._vitals,
+            metrics=self._metrics,
+            log=self._log,
+            shutdown=self._stages.cancel,
+        )
         evaluations = Evaluations(
             worker_id=settings.worker_id,
             engines=self._fleet,
             record=self._journal,
             transcripts=self._transcripts,
             leases=self._leases,
+            settlement=settlement,
             tell=self._deliveries.tell,
-            deliver=self._deliveries.results.wake,
-            say=self._queue.settle,
             limits=settings.limits(),
             timeout_max=settings.timeout_max,
             vitals=self._vitals,
             metrics=self._metrics,
             log=self._log,
             task_context=logs.task_context,
-            shutdown=self._stages.cancel,
         )
         return Worker(
             queue=self._queue,

@@ -10,7 +10,7 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
-from crucible_worker.engines import policy, verdict
+from crucible_worker.engines import policy, processes, verdict
 from crucible_worker.engines.cgroups import Cgroup, Cgroups
 from crucible_worker.engines.counters import Meter
 from crucible_worker.engines.daemon import Attachment, Daemon, DaemonGoneError
@@ -235,6 +235,8 @@ class Sandboxes:
             return
         finally:
             daemon.close()
+        # A runtime that failed has been seen to leave a process that the daemon does not know.
+        processes.kill(container)
 
 
 @contextmanager

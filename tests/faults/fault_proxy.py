@@ -257,7 +257,11 @@ class DaemonProxy(Proxy):
 
         def connect() -> socket.socket:
             sock = socket.socket(socket.AF_UNIX)
-            sock.connect(upstream)
+            try:
+                sock.connect(upstream)
+            except OSError:
+                sock.close()
+                raise
             return sock
 
         super().__init__(listener, connect)
