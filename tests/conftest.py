@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 __all__ = ["runtime", "sandbox"]
 
 SANDBOX_IMAGE = "crucible-sandbox:python"
+# A shell starts what runs in its background deaf to Ctrl-C, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
