@@ -287,6 +287,7 @@ stop_engine() {
   within 30 gone "$pid" || say "dockerd ($pid) is still there"
 }
 
+has_all() { command -v "$@" >/dev/null && [[ $(command -v "$@" | wc -l) == "$#" ]]; }
 gone() { ! kill -0 "$1" 2>/dev/null; }
 
 ensure_engine() {
@@ -340,6 +341,9 @@ run_tests() {
   ensure_gvisor
   command -v redis-server >/dev/null || install "the tests need a Redis server" redis-server
   command -v faketime >/dev/null || install "the tests set clocks" faketime
+  if ! has_all node tcc busybox docker-registry; then
+    install "the tests need languages other than Python, and a registry" nodejs tcc libc6-dev busybox-static docker-registry
+  fi
   "$python" -I "$PYZ" image build
   gvisor_works || give_up 69 "a first sandbox on gVisor failed; 'runtimeArgs' of runsc in /etc/docker/daemon.json may need --network=none"
   "$dev/bin/python" -m pytest "$@"
@@ -379,7 +383,7 @@ lint() {
   "$dev/bin/ruff" format --check --extend-exclude build .
   "$dev/bin/mypy"
   if ! command -v shellcheck >/dev/null && may_install; then install "shell scripts are checked" shellcheck; fi
-  if command -v shellcheck >/dev/null; then shellcheck build.sh .ci/run; else say "no shellcheck here; skipped"; fi
+  if command -v shellcheck >/dev/null; then shellcheck build.sh .ci/run crucible_worker/engines/boot.sh; else say "no shellcheck here; skipped"; fi
 }
 
 # Pin everything for every platform, then keep of the bundle's packages only what has a none-any wheel, by its hash.

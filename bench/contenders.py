@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from crucible_worker.engines import policy
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.sandbox import Job, Sandboxes
-from crucible_worker.model import Limits, Reason
+from crucible_worker.model import Language, Limits, Reason
 
 LIMITS = Limits(timeout_seconds=30.0)
 LABELS = {"crucible.worker": "bench"}
@@ -52,7 +52,7 @@ class Crucible:
 
     def run(self, code: str) -> Sample:
         began = time.perf_counter()
-        run = self._sandboxes.run(Job(code, "", self._image, LIMITS, LABELS), threading.Event())
+        run = self._sandboxes.run(Job(code, "", Language(self._image), LIMITS, LABELS), threading.Event())
         if run.verdict.reason is not Reason.EXITED:
             raise RuntimeError(f"{run.verdict.reason}: {run.stderr.data[-200:]!r}")
         return Sample((time.perf_counter() - began) * 1000, run.stdout.total_bytes)

@@ -13,6 +13,13 @@ from typing import Any
 DEFAULT_LANGUAGE = "python"
 DEFAULT_ENGINE = "docker"
 DEFAULT_TIMEOUT = 30.0
+PYTHON_FILE = "main.py"  # what tracebacks call the code
+
+# How many a task may bring along. Their sizes are bounded by the sandbox that has to hold them.
+MAX_FILES = 100
+MAX_ARGS = 100
+MAX_NAME_BYTES = 255  # of a whole path, as ext4 and others have it for one name
+MAX_ARG_BYTES = 64 << 10  # of all together; Linux takes 128 KiB for a single one
 
 
 class Status(enum.StrEnum):
@@ -56,6 +63,21 @@ class InvalidTaskError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Language:
+    """How code of one language is run.
+
+    Without a `command`, the image's python3 runs it. With one, the code is stored as `file` in /sandbox, and the
+    command is run there with the task's arguments behind it; the image then needs a POSIX shell. `exec` allows
+    programs in /sandbox to be executed, for languages that compile.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    file: str = PYTHON_FILE
+    exec: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """A claim that the queue takes back unless it is renewed within `seconds`. `id` fences off older claims."""
 
@@ -65,7 +87,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One evaluation to run. `timeout` is in seconds, as asked for; limits may clamp it."""
+    """One evaluation to run. `timeout` is in seconds, as asked for; limits may clamp it.
+
+    `files` are put beside the code: relative names, as `refused_name` has them, with their contents.
+    """
 
     eval_id: str
     code: str
@@ -74,6 +99,8 @@ class Task:
     timeout: float = DEFAULT_TIMEOUT
     lease: Lease | None = None
     stdin: str = ""
+    args: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def from_document(cls, document: object) -> "Task":
@@ -106,6 +133,8 @@ class Task:
             timeout=_timeout(document.get("timeout"), eval_id),
             lease=_lease(document.get("lease")),
             stdin=text("stdin", ""),
+            args=_args(document.get("args"), eval_id),
+            files=_files(document.get("files"), eval_id),
         )
 
 
@@ -123,6 +152,74 @@ def _timeout(value: object, eval_id: str) -> float:
     if not seconds > 0:  # NaN is not, either
         raise InvalidTaskError(f"timeout must be more than 0 seconds, not {seconds:g}", eval_id)
     return seconds
+
+
+def _args(value: object, eval_id: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(arg, str) for arg in value):
+        raise InvalidTaskError("args must be an array of strings", eval_id)
+    if len(value) > MAX_ARGS or sum(len(as_bytes(arg)) for arg in value) > MAX_ARG_BYTES:
+        raise InvalidTaskError(f"args must be at most {MAX_ARGS}, of {MAX_ARG_BYTES} bytes together", eval_id)
+    if any("\0" in arg for arg in value):
+        raise InvalidTaskError("args must not contain NUL, which no program can be given", eval_id)
+    return tuple(value)
+
+
+def _files(value: object, eval_id: str) -> Mapping[str, bytes]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidTaskError(f"files must be an object of names and contents, not {_kind(value)}", eval_id)
+    if len(value) > MAX_FILES:
+        raise InvalidTaskError(f"files must be at most {MAX_FILES}, not {len(value)}", eval_id)
+    folders = {"/".join(name.split("/")[:depth]) for name in value for depth in range(1, name.count("/") + 1)}
+    files = {}
+    for name, content in value.items():
+        why = "also the folder of another file" if name in folders else refused_name(name)
+        if why:
+            raise InvalidTaskError(f"files must not contain {name[:60]!r}: its name is {why}", eval_id)
+        try:
+            files[name] = _content(content)
+        except ValueError:
+            message = f'files[{name[:60]!r}] must be a string, or an object with its content as "base64"'
+            raise InvalidTaskError(message, eval_id) from None
+    return files
+
+
+def _content(value: object) -> bytes:
+    if isinstance(value, Mapping) and isinstance(encoded := value.get("base64"), str):
+        return base64.b64decode(encoded, validate=True)
+    if isinstance(value, str):
+        return as_bytes(value)
+    raise ValueError
+
+
+def files_document(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Files as a task's document has them: text where they are UTF-8, otherwise base64 (RFC 4648)."""
+    document: dict[str, Any] = {}
+    for name, content in files.items():
+        try:
+            document[name] = content.decode()
+        except UnicodeDecodeError:
+            document[name] = {"base64": base64.b64encode(content).decode()}
+    return document
+
+
+def refused_name(name: str) -> str | None:
+    """Why a name is none of a file below a folder, to be read after "is"; None where it is one."""
+    if not name.isprintable():
+        return "not printable"
+    if name.startswith("/") or not name:
+        return "not a relative path" if name else "empty"
+    if {"", ".", ".."} & set(name.split("/")):
+        return "not a plain path"
+    return f"longer than {MAX_NAME_BYTES} bytes" if len(name.encode()) > MAX_NAME_BYTES else None
+
+
+def as_bytes(text: str) -> bytes:
+    """Text as it came in JSON. Lone surrogates become bytes that are no UTF-8, for others to judge."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _float(value: float) -> float:
@@ -149,6 +246,7 @@ class Limits:
 
     `output_bytes` is what is kept of each stream; past `output_limit_bytes` over both streams the sandbox is killed.
     `tmp_bytes` is the size of each writable tmpfs. `file_bytes` and `open_files` hold for each process.
+    `artifact_bytes` is how much of what the code leaves in /sandbox/out is taken along; 0 takes nothing.
     """
 
     timeout_seconds: float = 30.0
@@ -160,6 +258,7 @@ class Limits:
     tmp_bytes: int = 64 << 20
     output_bytes: int = 1 << 20
     output_limit_bytes: int = 32 << 20
+    artifact_bytes: int = 1 << 20
 
     def for_task(self, task: Task, timeout_max: float) -> "Limits":
         """These limits with the task's own timeout, clamped to `timeout_max` seconds."""
@@ -173,6 +272,21 @@ class Captured:
     data: bytes = b""
     total_bytes: int = 0
     truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Something that the code left in /sandbox/out: a file with its `data`, or why it was `refused`."""
+
+    name: str
+    size: int
+    data: bytes = b""
+    refused: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The artifact as JSON-ready values."""
+        content = {"refused": self.refused} if self.refused else {"base64": base64.b64encode(self.data).decode()}
+        return {"name": self.name, "size": self.size, **content}
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +316,7 @@ class Run:
     adopted: bool = False
     cpu_ms: float | None = None
     peak_memory_bytes: int | None = None
+    artifacts: tuple[Artifact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +349,7 @@ class Result:
     phases: Mapping[str, float] = field(default_factory=dict)
     cpu_ms: float | None = None
     peak_memory_bytes: int | None = None
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
     limits: Mapping[str, float] = field(default_factory=dict)
     worker_id: str = ""
     attempt: int = 1
@@ -281,6 +397,7 @@ class Result:
             phases={f"{name}_ms": round(ms, 1) for name, ms in run.phases_ms.items()},
             cpu_ms=run.cpu_ms,
             peak_memory_bytes=run.peak_memory_bytes,
+            artifacts=[artifact.document() for artifact in run.artifacts],
             limits=dataclasses.asdict(limits),
             worker_id=worker_id,
             attempt=attempt,

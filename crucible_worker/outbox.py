@@ -8,7 +8,7 @@ from typing import Any
 from crucible_worker.model import Event, EventKind, Limits, Reason, Result, rfc3339
 
 COMPLETE, FAIL, RELEASE = "complete", "fail", "release"
-_IN_EVENT = ("id", "status", "output", "error", "exit_code", "worker_id", "stdout", "stderr")
+_IN_EVENT = ("id", "status", "output", "error", "exit_code", "worker_id", "stdout", "stderr", "artifacts")
 
 
 def completion(result: Result, lease: str | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Every setting, declared once: its names, default, reading and help. Flag > environment > TOML file > default."""
 
 import dataclasses
+import json
 import math
 import re
 import types
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_worker.errors import ExitCode, ExitError
-from crucible_worker.model import Limits
+from crucible_worker.model import PYTHON_FILE, Language, Limits, refused_name
 
 
 class Secret:
@@ -92,6 +93,10 @@ def _bytes(text: str) -> int:
     return int(found[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[found[2]]
 
 
+def _bytes_or_none(text: str) -> int:
+    return 0 if text.strip() == "0" else _bytes(text)
+
+
 def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
     if not found:
@@ -132,6 +137,34 @@ def _pairs(text: str) -> Mapping[str, str]:
     if not pairs:
         raise ValueError("expected at least one NAME=VALUE")
     return types.MappingProxyType(pairs)
+
+
+def _languages(text: str) -> Mapping[str, Language]:
+    """NAME=IMAGE pairs, or a JSON object whose values are images or objects with the fields of a Language."""
+    if not text.lstrip().startswith("{"):
+        return types.MappingProxyType({name: Language(image) for name, image in _pairs(text).items()})
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("expected NAME=IMAGE[,NAME=IMAGE…] or a JSON object") from None
+    if not found or not all(found):
+        raise ValueError("expected at least one language, with a name")
+    return types.MappingProxyType({name: _language(name, value) for name, value in found.items()})
+
+
+def _language(name: str, value: object) -> Language:
+    fields = {"image": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or not isinstance(fields.get("image"), str) or not fields["image"]:
+        raise ValueError(f"language {name!r} needs an image")
+    unknown = set(fields) - {f.name for f in dataclasses.fields(Language)}
+    command, file, may_exec = fields.get("command", []), fields.get("file", ""), fields.get("exec", False)
+    if unknown or not isinstance(may_exec, bool):
+        raise ValueError(f"language {name!r} takes image, command, file, and exec = true")
+    if not isinstance(command, list) or not all(isinstance(word, str) and word.isprintable() for word in command):
+        raise ValueError(f'the command of language {name!r} must be a list of strings, such as ["node", "main.js"]')
+    if not isinstance(file, str) or bool(command) != bool(file) or (file and refused_name(file)):
+        raise ValueError(f"language {name!r} needs both a command and the name of the file for its code, or neither")
+    return Language(fields["image"], tuple(command), file or PYTHON_FILE, may_exec)
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -179,7 +212,11 @@ class Settings:
         "docker", _one_of("docker", "never"), "what runs a task whose engine is unavailable; never fails it instead"
     )
     engine_probe_interval: float = _setting("60", _positive_seconds, "how often engines are probed again")
-    images: Mapping[str, str] = _setting("python=crucible-sandbox:python", _pairs, "the sandbox image of each language")
+    languages: Mapping[str, Language] = _setting(
+        "python=crucible-sandbox:python",
+        _languages,
+        "the sandbox image of each language; tables (or JSON) with image, command and file for others than python",
+    )
     memory: int = _setting("256m", _bytes, "memory of a sandbox; swap is never added")
     cpus: float = _setting("1", _number, "CPUs of a sandbox")
     processes: int = _setting("64", _count, "processes and threads in a sandbox")
@@ -188,6 +225,7 @@ class Settings:
     tmp_size: int = _setting("64m", _bytes, "size of /sandbox and of /tmp, each; counts as memory")
     output: int = _setting("1m", _bytes, "what is kept of each output stream, half head, half tail")
     output_limit: int = _setting("32m", _bytes, "output past which a sandbox is killed")
+    artifacts: int = _setting("1m", _bytes_or_none, "what is taken along of /sandbox/out, in all; 0 takes nothing")
     timeout_max: float = _setting("600", _positive_seconds, "a task that asks for more time gets this")
     concurrency: int = _setting("1", _count, "tasks at once")
     poll_wait: float = _setting("25", _seconds, "how long a poll may wait at a queue that offers it; 0 never asks")
@@ -226,6 +264,7 @@ class Settings:
             tmp_bytes=self.tmp_size,
             output_bytes=self.output,
             output_limit_bytes=self.output_limit,
+            artifact_bytes=self.artifacts,
         )
 
 
@@ -269,9 +308,15 @@ class Loaded:
         rows = []
         for name, source in self.sources.items():
             value = getattr(self.settings, name)
-            shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+            shown = ",".join(f"{k}={_shown(v)}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
             rows.append((name, without_password(shown), source))
         return rows
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Language):
+        return value.image + (f" ({' '.join(value.command)})" if value.command else "")
+    return str(value)
 
 
 def load(flags: Mapping[str, str], environ: Mapping[str, str], toml: Mapping[str, object]) -> Loaded:
@@ -332,6 +377,8 @@ def read_secret(path: str, source: str) -> str:
 
 def _as_text(value: object, source: str) -> str:
     """A TOML value in the notation of the environment."""
+    if isinstance(value, dict) and any(isinstance(v, dict) for v in value.values()):
+        return json.dumps(value, default=str)
     if isinstance(value, dict):
         return ",".join(f"{k}={v}" for k, v in value.items())
     if isinstance(value, bool) or not isinstance(value, str | int | float):

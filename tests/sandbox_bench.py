@@ -12,7 +12,7 @@ from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.follow import Nobody
 from crucible_worker.engines.sandbox import Job, Sandboxes
-from crucible_worker.model import Limits, Run
+from crucible_worker.model import Language, Limits, Run
 
 
 class Starts(Nobody):
@@ -33,9 +33,23 @@ class Bench:
         self.cgroups = Cgroups(self.labels["crucible.worker"], daemon.info, daemon.url)
         self._sandboxes = Sandboxes(daemon, runtime, self.cgroups)
 
-    def __call__(self, code: str, stdin: str = "", *, cancel=None, on_start=lambda _: None, image="", **limits) -> Run:
+    def __call__(
+        self,
+        code: str,
+        stdin: str = "",
+        *,
+        cancel=None,
+        on_start=lambda _: None,
+        language=None,
+        image="",
+        args=(),
+        files=None,
+        **limits,
+    ) -> Run:
         """Run one program; more keywords are limits."""
-        job = Job(code, stdin, image or self.image, Limits(**{"timeout_seconds": 10.0} | limits), self.labels)
+        language = language or Language(image or self.image)
+        bounds = Limits(**{"timeout_seconds": 10.0} | limits)
+        job = Job(code, stdin, language, bounds, self.labels, tuple(args), files or {})
         return self._sandboxes.run(job, cancel or threading.Event(), Starts(on_start))
 
     def use(self, sandboxes: Sandboxes) -> None:

@@ -17,6 +17,7 @@ from crucible_worker.model import (
     Status,
     Task,
     Verdict,
+    files_document,
     rfc3339,
 )
 
@@ -76,6 +77,28 @@ def test_a_bad_id_leaves_nothing_to_report_to(eval_id, says):
         ("language", 3, "language must be"),
         ("engine", {}, "engine must be"),
         ("stdin", 0, "stdin must be"),
+        ("args", "a", "args must be an array of strings"),
+        ("args", [1], "args must be an array of strings"),
+        ("args", ["a\0b"], "args must not contain NUL"),
+        ("args", ["a"] * 101, "args must be at most 100, of 65536 bytes together"),
+        ("args", ["é" * 40_000], "args must be at most 100, of 65536 bytes together"),
+        ("files", [], "files must be an object of names and contents, not an array"),
+        ("files", {str(n): "" for n in range(101)}, "files must be at most 100, not 101"),
+        ("files", {"/etc/passwd": ""}, "'/etc/passwd': its name is not a relative path"),
+        ("files", {"a/../b": ""}, "its name is not a plain path"),
+        ("files", {"./a": ""}, "its name is not a plain path"),
+        ("files", {"a//b": ""}, "its name is not a plain path"),
+        ("files", {"a/": ""}, "its name is not a plain path"),
+        ("files", {"": ""}, "its name is empty"),
+        ("files", {"a\0": ""}, "its name is not printable"),
+        ("files", {"a\nb": ""}, "its name is not printable"),
+        ("files", {"\ud800": ""}, "its name is not printable"),
+        ("files", {"é" * 128: ""}, "its name is longer than 255 bytes"),
+        ("files", {"a/b": "", "a": ""}, "'a': its name is also the folder of another file"),
+        ("files", {"a": 1}, "must be a string, or an object with its content"),
+        ("files", {"a": {"base64": "?"}}, "must be a string, or an object with its content"),
+        ("files", {"a": {"base64": "é"}}, "must be a string, or an object with its content"),
+        ("files", {"a": {"text": "x"}}, "must be a string, or an object with its content"),
         ("timeout", 0, "more than 0 seconds"),
         ("timeout", -1, "more than 0 seconds, not -1"),
         ("timeout", -(10**400), "not -inf"),
@@ -92,6 +115,16 @@ def test_a_bad_field_is_named_and_can_be_reported(field, value, says):
     assert caught.value.eval_id == "e1"
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+def test_arguments_and_files_are_read_and_shown_again():
+    files = {"a.txt": "text", "b/c.bin": {"base64": "/wA="}, "odd": "\ud800", "empty": ""}
+    task = Task.from_document({**TASK, "args": ["-x", "", "\ud800"], "files": files})
+    assert task.args == ("-x", "", "\ud800")
+    assert task.files == {"a.txt": b"text", "b/c.bin": b"\xff\0", "odd": b"\xed\xa0\x80", "empty": b""}
+    shown = files_document(task.files)
+    assert shown == {**files, "odd": {"base64": "7aCA"}}
+    assert Task.from_document({**TASK, "files": shown}).files == task.files
 
 
 def test_a_missing_code_is_invalid_and_an_empty_one_is_not():

@@ -1,10 +1,12 @@
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_worker.errors import ExitError
+from crucible_worker.model import Language
 from crucible_worker.settings import Loaded, Secret, Settings, describe, load
 
 SECRET = "s3cr3t-k3y"
@@ -50,6 +52,31 @@ def test_an_empty_variable_is_an_unset_one():
 def test_toml_values_may_be_numbers_and_tables():
     settings = load({}, {}, {"memory": 1024, "cpus": 0.5, "engines": {"kata": "io.containerd.kata.v2"}}).settings
     assert (settings.memory, settings.cpus, settings.engines) == (1024, 0.5, {"kata": "io.containerd.kata.v2"})
+
+
+NODE = {"image": "node:22", "command": ["node", "main.js"], "file": "main.js"}
+C = {"image": "tcc", "command": ["sh", "-c", "tcc main.c -o m && ./m"], "file": "main.c", "exec": True}
+
+
+def test_languages_are_images_or_say_how_they_are_run():
+    told = {"python": "py:1", "node": NODE, "c": C}
+    expected = {
+        "python": Language("py:1"),
+        "node": Language("node:22", ("node", "main.js"), "main.js"),
+        "c": Language("tcc", tuple(C["command"]), "main.c", exec=True),
+    }
+    assert load({}, {}, {"languages": told}).settings.languages == expected
+    loaded = load({}, {"CRUCIBLE_LANGUAGES": json.dumps(told)}, {})
+    assert loaded.settings.languages == expected
+    assert ("languages", "python=py:1,node=node:22 (node main.js),c=tcc (sh -c tcc main.c -o m && ./m)",
+            "CRUCIBLE_LANGUAGES") in loaded.rows()  # fmt: skip
+    assert load({"languages": "python=a,pypy=b"}, {}, {}).settings.languages == {
+        "python": Language("a"), "pypy": Language("b"),
+    }  # fmt: skip
+
+
+def test_nothing_may_be_taken_along():
+    assert load({}, {"CRUCIBLE_ARTIFACTS": "0"}, {}).settings.limits().artifact_bytes == 0
 
 
 @pytest.mark.parametrize("place", ["flag", "environ", "toml"])
@@ -135,6 +162,22 @@ BAD = [
     ("engines", "docker"),
     ("engines", "docker="),
     ("engine_fallback", "sometimes"),
+    ("languages", ""),
+    ("languages", "python"),
+    ("languages", "{"),
+    ("languages", "{}"),
+    ("languages", "{" * 100_000),
+    ("languages", '{"": "image"}'),
+    ("languages", '{"x": 1}'),
+    ("languages", '{"x": ""}'),
+    ("languages", '{"x": {"image": "i", "command": "node main.js", "file": "main.js"}}'),
+    ("languages", '{"x": {"image": "i", "command": ["node"]}}'),
+    ("languages", '{"x": {"image": "i", "file": "main.js"}}'),
+    ("languages", '{"x": {"image": "i", "command": ["a"], "file": "../main.js"}}'),
+    ("languages", '{"x": {"image": "i", "command": ["a\\u0000"], "file": "x"}}'),
+    ("languages", '{"x": {"image": "i", "exec": 1}}'),
+    ("languages", '{"x": {"image": "i", "privileged": true}}'),
+    ("artifacts", "-1"),
     ("memory", "0"),
     ("memory", "-1"),
     ("memory", "lots"),

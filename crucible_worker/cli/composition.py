@@ -43,7 +43,7 @@ def fleet(
     return Fleet(
         Daemon(settings.docker_host),
         engines=settings.engines,
-        images=settings.images,
+        languages=settings.languages,
         fallback=settings.engine_fallback == "docker",
         limits=settings.limits(),
         labels={"crucible.worker": settings.worker_id, "crucible.boot": boot_id},

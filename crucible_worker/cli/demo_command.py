@@ -57,7 +57,7 @@ CASES = (
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the demo may be told."""
     parser.add_argument("--keep-image", action="store_true", help="leave the sandbox image in place")
-    options.add_settings(parser, {"docker_host", "engines", "images"})
+    options.add_settings(parser, {"docker_host", "engines", "languages"})
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -88,7 +88,7 @@ def _worker_id() -> str:
 @contextlib.contextmanager
 def _image(settings: Settings, *, keep: bool) -> Iterator[None]:
     """The sandbox image, made if it is missing; what was made is removed again."""
-    daemon, name = Daemon(settings.docker_host), settings.images["python"]
+    daemon, name = Daemon(settings.docker_host), settings.languages["python"].image
     try:
         version, found = daemon.version()["Version"], daemon.image(name)
     except (DaemonGoneError, TaskError) as error:
@@ -142,7 +142,7 @@ def _worker(url: str, folder: Path, args: argparse.Namespace, environ: Mapping[s
     }
     flags = [
         f"--{name.replace('_', '-')}={value}"
-        for name in ("docker_host", "engines", "images")
+        for name in ("docker_host", "engines", "languages")
         if (value := getattr(args, f"setting_{name}"))
     ]
     with log.open("wb") as out:

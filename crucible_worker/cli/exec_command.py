@@ -24,8 +24,8 @@ Exit codes: 0 all completed, 1 one did not, 64 usage, 69 no engine works."""
 
 _SETTINGS = frozenset(
     {
-        "docker_host", "engines", "engine_fallback", "images", "memory", "cpus", "processes", "open_files", "file_size",
-        "tmp_size", "output", "output_limit", "timeout_max",
+        "docker_host", "engines", "engine_fallback", "languages", "memory", "cpus", "processes", "open_files",
+        "file_size", "tmp_size", "output", "output_limit", "artifacts", "timeout_max",
     }
 )  # fmt: skip
 
@@ -36,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default=DEFAULT_ENGINE, help="docker or gvisor (default: %(default)s)")
     parser.add_argument("--language", default=DEFAULT_LANGUAGE, help="what the files are written in (%(default)s)")
     parser.add_argument("--timeout", type=_seconds, default=DEFAULT_TIMEOUT, metavar="S", help="seconds (%(default)g)")
+    parser.add_argument("--arg", action="append", default=[], metavar="A", help="an argument for it; may be repeated")
     parser.add_argument("--json", action="store_true", help="print one RESULT object a line")
     options.add_settings(parser, _SETTINGS)
 
@@ -50,7 +51,8 @@ def _seconds(text: str) -> float:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run every file, in order. Raises ExitError (64 or 69)."""
     settings = options.read_settings(args, environ).settings
-    tasks = [Task(name, read_code(name), args.language, args.engine, args.timeout) for name in args.files]
+    given = tuple(args.arg)
+    tasks = [Task(n, read_code(n), args.language, args.engine, args.timeout, args=given) for n in args.files]
     fleet = composition.fleet(settings)
     fleet.probe_all()
     engine = _engine(fleet, args.engine)

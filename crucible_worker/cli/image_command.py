@@ -10,6 +10,7 @@ from pathlib import Path
 from crucible_worker import settings
 from crucible_worker.engines import image
 from crucible_worker.errors import ExitCode, ExitError
+from crucible_worker.model import Language
 
 EXAMPLE = """Examples:
   crucible-worker.pyz image build
@@ -70,8 +71,10 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     flags = {"docker_host": args.docker_host} if args.docker_host is not None else {}
     configured = settings.load(flags, environ, {}).settings
     if args.action == "check":
-        return _check(args.image or sorted(set(configured.images.values())), configured.docker_host, as_json=args.json)
-    tag = args.tag if args.tag is not None else configured.images.get("python", "crucible-sandbox:python")
+        images = {language.image for language in configured.languages.values()}
+        return _check(args.image or sorted(images), configured.docker_host, as_json=args.json)
+    python = configured.languages.get("python", Language("crucible-sandbox:python"))
+    tag = args.tag if args.tag is not None else python.image
     built = _build(args, tag, configured.docker_host)
     if args.json:
         print(json.dumps(dataclasses.asdict(built)))

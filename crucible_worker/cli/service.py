@@ -63,7 +63,7 @@ class Service:
             settings.queue_url,
             wait=settings.poll_wait,
             engines=tuple(settings.engines),
-            languages=tuple(settings.images),
+            languages=tuple(settings.languages),
         )
         self._leases = Leases(self._queue, self._stages.cancel, self._log, settings.cancel_poll)
         self._deliveries = deliveries.Deliveries(

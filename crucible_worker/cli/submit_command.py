@@ -37,6 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", help="docker, gvisor, or another one that a worker has")
     parser.add_argument("--language", help="what the files are written in")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that each may run")
+    parser.add_argument("--arg", action="append", dest="args", metavar="A", help="an argument for it; may be repeated")
     parser.add_argument("--priority", type=int, metavar="N", help="higher ones run first (0)")
     parser.add_argument("--queue-url", metavar="URL", help="the queue, instead of QUEUE_SERVICE_URL")
     parser.add_argument("--api-key-file", metavar="FILE", help="file with the queue's key")
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             loaded.api_key.reveal, lambda: tls_context(loaded.ca_file, loaded.client_cert, loaded.client_key)
         ),
     )
-    options = {name: getattr(args, name) for name in ("engine", "language", "timeout", "priority")}
+    options = {name: getattr(args, name) for name in ("engine", "language", "timeout", "priority", "args")}
     wanted = {name: value for name, value in options.items() if value is not None}
     codes = [read_code(file) for file in args.files]
     # Ids are made here, so that a submission whose answer got lost is the same one when it is repeated.

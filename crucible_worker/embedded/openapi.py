@@ -3,6 +3,7 @@
 from typing import Any
 
 from crucible_worker import __version__
+from crucible_worker.model import MAX_ARGS, MAX_FILES
 
 _JSON = "application/json"
 _ERRORS = {
@@ -215,6 +216,8 @@ def _schemas() -> dict[str, Any]:
     timeout = {"type": "number", "exclusiveMinimum": 0}
     eval_id = {"type": "string", "minLength": 1}
     label = {"type": "string", "pattern": "^[A-Za-z0-9._=/-]{1,63}$"}
+    arg = {"type": "string", "pattern": "^[^\\u0000]*$"}
+    content = {"anyOf": [text, _object(base64={"type": "string", "contentEncoding": "base64"})]}
     statuses = ["queued", "running", "completed", "failed"]
     return {
         "Error": _object(error={"type": "string", "minLength": 1}),
@@ -227,6 +230,8 @@ def _schemas() -> dict[str, Any]:
             timeout=_nullable("number", exclusiveMinimum=0),
             priority=_nullable("integer", minimum=-(2**31) + 1, maximum=2**31 - 1),
             stdin=_nullable("string"),
+            args=_nullable("array", items=arg, maxItems=MAX_ARGS),
+            files=_nullable("object", additionalProperties=content, maxProperties=MAX_FILES),
             labels=_nullable("array", items=label),
         ),
         "Task": _object(
@@ -237,6 +242,8 @@ def _schemas() -> dict[str, Any]:
             engine=text,
             timeout=timeout,
             stdin=text,
+            args={"type": "array", "items": arg},
+            files={"type": "object", "additionalProperties": content},
             lease=_object(id=text, seconds=timeout),
         ),
         "Status": _object(

@@ -8,6 +8,7 @@ worker has shown that it renews, and a missed renewal gives the task to the next
 A lease that expired still counts as current until somebody else claims the task: its result is as good as any.
 """
 
+import base64
 import json
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from typing import Any
 
 from crucible_worker.embedded import database
 from crucible_worker.embedded.entry import ANYTHING, ConflictError, Entry, Filter, State, UnknownTaskError
@@ -75,7 +77,7 @@ class Store:
             "engine": _encode(task.engine),
             "labels": _encode(sorted(labels)),
             "timeout": task.timeout,
-            "body": _encode([task.code, task.stdin]),
+            "body": _encode(_body(task)),
         }
         with self._transaction() as (db, now):
             row = db.execute(
@@ -106,7 +108,8 @@ class Store:
                 " WHERE seq = ?",
                 (lease.id, now + patience, now, seq),
             )
-        code, stdin = json.loads(row["body"])
+        code, stdin, *more = json.loads(row["body"])
+        args, files = more or ([], {})
         return Task(
             eval_id=json.loads(row["eval_id"]),
             code=code,
@@ -115,6 +118,8 @@ class Store:
             timeout=row["timeout"],
             lease=lease,
             stdin=stdin,
+            args=tuple(args),
+            files={name: base64.b64decode(content) for name, content in files.items()},
         )
 
     def renew(self, eval_id: str, lease: str) -> bool:
@@ -228,6 +233,14 @@ class Store:
             " ORDER BY settled DESC, seq DESC LIMIT -1 OFFSET ?)",
             (self._keep,),
         )
+
+
+def _body(task: Task) -> list[Any]:
+    """What a task carries. The shorter form is also what versions without arguments and files can read."""
+    if not task.args and not task.files:
+        return [task.code, task.stdin]
+    files = {name: base64.b64encode(content).decode() for name, content in task.files.items()}
+    return [task.code, task.stdin, task.args, files]
 
 
 def _encode(value: object) -> str:

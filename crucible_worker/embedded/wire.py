@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from crucible_worker.embedded.entry import Entry, Filter, State
-from crucible_worker.model import InvalidTaskError, Task, rfc3339
+from crucible_worker.model import InvalidTaskError, Task, files_document, rfc3339
 
 MAX_WAIT_SECONDS: Final = 60
 # An encoded eval_id has to fit into the request line of every server and proxy on the way; most allow 64 KiB.
@@ -189,6 +189,10 @@ def task_document(task: Task) -> dict[str, Any]:
     }
     if task.stdin:
         document["stdin"] = task.stdin
+    if task.args:
+        document["args"] = list(task.args)
+    if task.files:
+        document["files"] = files_document(task.files)
     if task.lease:
         document["lease"] = {"id": task.lease.id, "seconds": number(task.lease.seconds)}
     return document

@@ -3,10 +3,11 @@
 It is PID 1 there and imports only what every Python has. The conversation, over the container's own streams:
 
     stdout  R                      the interpreter is up and waits for its frame
-    stdin   two lengths, code, stdin of the code (see `output.frame`)
+    stdin   code, stdin, arguments and files of the task (see `frames.python_frame`)
     stdout  S + 16 random bytes    the code starts now; all that follows is the code's own output
-    stdout  the same 16 bytes + E + exit code, or + K + signal number: the last bytes of all
-    stdin   a byte, or the end: the worker has counted what was used, and the sandbox may end
+    stdout  the same 16 bytes + E + exit code, or + K + signal number: the end of the output
+    stdin   a line, or the end: the worker has counted what was used, and takes so many bytes and files of /sandbox/out
+    stdout  those (see `artifacts.Collector`)
 
 The random bytes come into being after the fork, so the code's process has never held them. They only tell a trailer
 from output; what the trailer says is believed only where the daemon's own exit code agrees.
@@ -32,6 +33,7 @@ ARCHITECTURES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
 
 HOME = "/sandbox"
 MAIN = HOME + "/main.py"
+OUT = HOME + "/out"
 
 
 def read(size: int) -> bytes:
@@ -44,6 +46,11 @@ def read(size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
+
+
+def read_sized() -> bytes:
+    """A part of the frame that has its size before it."""
+    return read(struct.unpack(">Q", read(8))[0])
 
 
 def store(path: str, data: bytes) -> int:
@@ -107,7 +114,55 @@ def harden() -> "Callable[[], object]":
     return lambda: prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def become_program(stdin_fd: int) -> None:
+def hand_out(quota: int, count: int) -> None:
+    """Send what is in /sandbox/out: at most `count` things, folders among them, and of files at most `quota` bytes."""
+    folders = [OUT] if os.path.isdir(OUT) and not os.path.islink(OUT) else []
+    while folders:
+        folder = folders.pop()
+        try:
+            found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in found:
+            if not count:
+                write_all(b"M.")
+                return
+            count -= 1
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+                continue
+            kind, size, data = look(entry, quota)
+            quota -= len(data)
+            name = os.fsencode(os.path.relpath(entry.path, OUT))
+            write_all(b"%s %d %d\n" % (kind, len(name), size) + name + data)
+    write_all(b".")
+
+
+def look(entry: "os.DirEntry[str]", room: int) -> "tuple[bytes, int, bytes]":
+    """What one thing is: a letter for `artifacts.Collector`, its size, and its content where it is taken."""
+    if entry.is_symlink():
+        return b"L", 0, b""
+    if not entry.is_file(follow_symlinks=False):
+        return b"S", 0, b""
+    size = entry.stat(follow_symlinks=False).st_size
+    if size > room:
+        return b"Q", size, b""
+    try:
+        with open(entry.path, "rb") as file:
+            data = file.read(size)
+    except OSError:
+        return b"U", size, b""
+    return b"F", len(data), data
+
+
+def write_all(data: bytes) -> None:
+    """Everything to the worker."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+def become_program(stdin_fd: int, args: "list[str]") -> None:
     """Turn this forked process into what the code expects to find itself in."""
     os.setsid()
     os.dup2(stdin_fd, 0)
@@ -120,8 +175,8 @@ def become_program(stdin_fd: int) -> None:
     except OSError:
         pass
     os.chdir(HOME)
-    sys.argv = [MAIN]
-    sys.orig_argv = [sys.executable, MAIN]
+    sys.argv = [MAIN, *args]
+    sys.orig_argv = [sys.executable, MAIN, *args]
     sys.path[0] = HOME
     # Lines reach the worker as they are printed, so a timeout shows how far the code came.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -190,18 +245,25 @@ def main() -> bytes:
     """Talk to the worker; returns in the child only, with the code to run."""
     hide = harden()
     os.write(1, b"R")
-    code_size, stdin_size = struct.unpack(">QQ", read(16))
+    code_size, stdin_size, arg_count, file_count, has_out = struct.unpack(">QQII?", read(25))
     source = read(code_size)
     os.close(store(MAIN, source))
     stdin_fd = store(HOME + "/.stdin", read(stdin_size))
     os.unlink(HOME + "/.stdin")
+    args = [os.fsdecode(read_sized()) for _ in range(arg_count)]
+    for _ in range(file_count):
+        path = HOME + "/" + read_sized().decode()
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.close(store(path, read_sized()))
+    if has_out:
+        os.makedirs(OUT, exist_ok=True)
     start_read, start_write = os.pipe()
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     child = os.fork()
     if child == 0:
         os.close(start_write)
         os.read(start_read, 1)
-        become_program(stdin_fd)
+        become_program(stdin_fd, args)
         return source
     # Otherwise code of the same user could trace its supervisor, and speak with its voice.
     hide()
@@ -214,7 +276,15 @@ def main() -> bytes:
     killer = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     code = 128 + killer if killer else os.WEXITSTATUS(status)
     os.write(1, secret + (b"K" + bytes([killer]) if killer else b"E" + bytes([code])))
-    os.read(0, 1)
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(0, 1)
+        if not part:
+            os._exit(code)
+        line += part
+    quota, count = map(int, line.split())
+    if quota:
+        hand_out(quota, count)
     os._exit(code)
 
 

@@ -87,7 +87,12 @@ class Tree:
                     switch.write_text("1", encoding="ascii")
 
     def remove(self, name: str) -> bool:
-        """Remove the cgroup, and below it what the runtime has left there. Returns whether it is gone."""
+        """Remove the cgroup, and below it what the runtime has left there. Returns whether it is gone.
+
+        One in use stays: a sandbox in it may have found another worker to look after it.
+        """
+        if self.pids(name):
+            return False
         if self.systemd:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 command = ["systemctl", "stop", f"{name}.slice"]
@@ -103,16 +108,20 @@ class Tree:
 
     def kill(self, name: str) -> None:
         """Kill whatever is in the cgroup."""
-        for file in (self.hierarchy("pids") / self.path(name)).glob("**/cgroup.procs"):
-            for pid in _pids(file):
-                with contextlib.suppress(OSError):
-                    handle = os.pidfd_open(pid)
-                    try:
-                        # Held by now, so that it is no later process of the same number.
-                        if pid in _pids(file):
-                            signal.pidfd_send_signal(handle, signal.SIGKILL)
-                    finally:
-                        os.close(handle)
+        for pid in self.pids(name):
+            with contextlib.suppress(OSError):
+                handle = os.pidfd_open(pid)
+                try:
+                    # Held by now, so that it is no later process of the same number.
+                    if pid in self.pids(name):
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                finally:
+                    os.close(handle)
+
+    def pids(self, name: str) -> set[int]:
+        """The processes in the cgroup."""
+        files = (self.hierarchy("pids") / self.path(name)).glob("**/cgroup.procs")
+        return {pid for file in files for pid in _pids(file)}
 
     def names(self, prefix: str) -> set[str]:
         """The cgroups of ours whose names begin so."""

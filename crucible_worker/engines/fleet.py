@@ -1,5 +1,6 @@
 """Which engines really work, and which of them runs a task."""
 
+import dataclasses
 import datetime as dt
 import threading
 import time
@@ -12,7 +13,7 @@ from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.engines.follow import Cancel, Nobody, Witness
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.errors import TaskError
-from crucible_worker.model import Limits, Reason, Run, Task, Verdict, rfc3339
+from crucible_worker.model import Language, Limits, Reason, Run, Task, Verdict, rfc3339
 
 FALLBACK_ENGINE = "docker"
 CANARY_SECONDS = 10.0
@@ -40,16 +41,17 @@ class Fleet:
         daemon: Daemon,
         *,
         engines: Mapping[str, str],
-        images: Mapping[str, str],
+        languages: Mapping[str, Language],
         fallback: bool,
         limits: Limits,
         labels: Mapping[str, str],
         on_change: Callable[[str, EngineState], None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`engines` maps names to OCI runtimes, `images` languages to images; `labels` mark every sandbox as ours.
+        """`engines` maps names to OCI runtimes, `languages` to how they are run.
 
-        `on_change` is told of an engine whose state has changed, at the first probe of each one too.
+        `labels` mark every sandbox as ours. `on_change` is told of an engine whose state has changed, at the first
+        probe of each one too.
         """
         self.live: set[str] = set()
         self._daemon = daemon
@@ -58,7 +60,7 @@ class Fleet:
         self._sandboxes = {
             name: Sandboxes(daemon, runtime, self._cgroups, live=self.live) for name, runtime in engines.items()
         }
-        self._images = images
+        self._languages = languages
         self._fallback = fallback
         self._limits = limits
         self._labels = dict(labels)
@@ -118,9 +120,11 @@ class Fleet:
         if self._look() is None:
             return False
         sandboxes = self._sandboxes[name]
-        language, image = next(iter(self._images.items()))
+        name_of_language, language = next(iter(self._languages.items()))
+        if language.command:
+            language = dataclasses.replace(language, command=("/bin/sh", "-c", "echo canary"))
         limits = Limits(timeout_seconds=CANARY_SECONDS)
-        job = Job(_CANARY, "", image, limits, self._labelled(f"canary-{language}", limits))
+        job = Job(_CANARY, "", language, limits, self._labelled(f"canary-{name_of_language}", limits))
         try:
             run = sandboxes.run(job, threading.Event())
         except (TaskError, DaemonGoneError) as error:
@@ -138,12 +142,11 @@ class Fleet:
         if before is None or before.available != state.available:
             self._on_change(name, state)
 
-    def image_for(self, task: Task) -> str:
-        """The image of a task's language. Raises TaskError (language_unknown)."""
+    def _language_of(self, task: Task) -> Language:
         try:
-            return self._images[task.language]
+            return self._languages[task.language]
         except KeyError:
-            known = ", ".join(self._images)
+            known = ", ".join(self._languages)
             raise TaskError(
                 Reason.LANGUAGE_UNKNOWN, f"no image for language {task.language!r}; known: {known}"
             ) from None
@@ -173,7 +176,8 @@ class Fleet:
         witness: Witness = Nobody(),  # noqa: B008 - it has no state
     ) -> Run:
         """Run a task on an engine. Raises TaskError; engine_unavailable means that its code never started."""
-        job = Job(task.code, task.stdin, self.image_for(task), limits, self._labelled(task.eval_id, limits))
+        labels = self._labelled(task.eval_id, limits)
+        job = Job(task.code, task.stdin, self._language_of(task), limits, labels, task.args, task.files)
         try:
             run = self._sandboxes[name].run(job, cancel, witness)
         except DaemonGoneError as error:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from crucible_worker.engines.artifacts import Collector, dismissal
 from crucible_worker.engines.counters import Meter
 from crucible_worker.engines.daemon import Daemon
-from crucible_worker.engines.output import DISMISSAL, Conversation
+from crucible_worker.engines.output import Conversation
 from crucible_worker.model import Limits
 
 BOOT_SECONDS = 30.0  # from start to the code's first instruction; a loaded host has been seen to need 5
+ARTIFACT_SECONDS = 10.0  # from the code's end to that of its sandbox, however much of the code's time is left
 KILL_SECONDS = 10.0  # from our kill to the end of the sandbox
 _TICK = 0.2
 _CHUNK = 1 << 18
@@ -79,6 +81,7 @@ class Follower:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.conversation = Conversation(limits.output_bytes)
+        self.artifacts = Collector(limits.artifact_bytes)
         self.ends = Ends()
         self._daemon = daemon
         self._container = container
@@ -105,7 +108,8 @@ class Follower:
         dismissed = False
         while (data := reader.read()) is not None:
             if data:
-                self._witness.heard(data)
+                if not dismissed:
+                    self._witness.heard(data)
                 self.conversation.feed(data)
             if self.conversation.started and not running:
                 running = True
@@ -117,9 +121,12 @@ class Follower:
                 # The supervisor waits for this word, so that its sandbox can still be read.
                 dismissed = True
                 self.meter.take()
-                send(sock, DISMISSAL)
+                self.conversation.end_output(self.artifacts.feed)
+                reader.deadline = max(reader.deadline, self._clock() + ARTIFACT_SECONDS)
+                send(sock, dismissal(self.limits.artifact_bytes))
             self.ends.timed_out = reader.late()
-            self.ends.flooded = self.conversation.output_bytes > self.limits.output_limit_bytes
+            too_much = self.conversation.output_bytes > self.limits.output_limit_bytes
+            self.ends.flooded = too_much or self.artifacts.overfull
             self.ends.cancelled = self._cancel.is_set()
             if self.ends.any():
                 self.meter.take()

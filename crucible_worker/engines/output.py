@@ -1,7 +1,7 @@
 """What the worker reads from a sandbox: Docker's multiplexed stream, our conversation in it, bounded capture."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from crucible_worker.model import Captured
@@ -10,12 +10,6 @@ STDOUT, STDERR = 1, 2
 _SECRET = 16
 _PREFIX = 1 + 1 + _SECRET
 _TRAILER = _SECRET + 2
-DISMISSAL = b"\n"  # answers the trailer; the supervisor ends when it has come
-
-
-def frame(code: bytes, stdin: bytes = b"") -> bytes:
-    """The one message to a sandbox: two big-endian 64-bit lengths, the code, and what it reads on stdin."""
-    return struct.pack(">QQ", len(code), len(stdin)) + code + stdin
 
 
 class Demultiplexer:
@@ -111,6 +105,7 @@ class Conversation:
         self._demultiplexer = Demultiplexer()
         self._prefix = b""
         self._held = b""
+        self._rest: Callable[[memoryview], None] | None = None
 
     @property
     def ready(self) -> bool:
@@ -144,7 +139,14 @@ class Conversation:
         """What comes next is of another connection, whose stream begins with a header."""
         self._demultiplexer = Demultiplexer()
 
+    def end_output(self, rest: Callable[[memoryview], None]) -> None:
+        """The trailer has been answered: what comes from now on is no output, and goes to `rest`."""
+        self._rest = rest
+
     def _stdout(self, payload: memoryview) -> None:
+        if self._rest is not None:
+            self._rest(payload)
+            return
         need = _PREFIX - len(self._prefix)
         if need:
             self._prefix += bytes(payload[:need])

@@ -23,12 +23,22 @@ _CGROUP = re.compile(r"/crucible-[0-9a-f]+_[0-9a-f]+|crucible-[0-9a-f]+_[0-9a-f]
 
 
 def container_config(
-    *, image: str, runtime: str, limits: Limits, labels: Mapping[str, str], boot: str, cgroup_parent: str = ""
+    *,
+    image: str,
+    runtime: str,
+    limits: Limits,
+    labels: Mapping[str, str],
+    boot: str,
+    shell: bool = False,
+    may_exec: bool = False,
+    cgroup_parent: str = "",
 ) -> dict[str, Any]:
-    """The body of POST /containers/create for a sandbox. `boot` is the source of the program in it.
+    """The body of POST /containers/create for a sandbox.
 
-    `cgroup_parent` is a cgroup of ours to put it in, or empty for the daemon's own place. Raises ValueError for any
-    other, and for a limit of zero or less, which a daemon would take for "no limit".
+    `boot` is the source of the program in it, for the image's Python, or with `shell` for its POSIX shell. `may_exec`
+    lets what is written to /sandbox be executed, which languages that compile need. `cgroup_parent` is a cgroup of ours
+    to put it in, or empty for the daemon's own place. Raises ValueError for any other, and for a limit of zero or less,
+    which a daemon would take for "no limit".
     """
     if cgroup_parent and not _CGROUP.fullmatch(cgroup_parent):
         raise ValueError(f"{cgroup_parent!r} is no cgroup of ours")
@@ -37,7 +47,7 @@ def container_config(
             raise ValueError(f"{name} must be more than 0, not {getattr(limits, name)}")
     return {
         "Image": image,
-        "Entrypoint": ["python3", "-c", boot],
+        "Entrypoint": ["/bin/sh" if shell else "python3", "-c", boot],
         "Cmd": [],
         "User": USER,
         "WorkingDir": "/sandbox",
@@ -53,13 +63,14 @@ def container_config(
         "StdinOnce": True,
         "Tty": False,
         "StopSignal": "SIGKILL",
-        "HostConfig": _host_config(runtime, limits, cgroup_parent),
+        "HostConfig": _host_config(runtime, limits, cgroup_parent, may_exec=may_exec),
     }
 
 
-def _host_config(runtime: str, limits: Limits, cgroup_parent: str) -> dict[str, Any]:
+def _host_config(runtime: str, limits: Limits, cgroup_parent: str, *, may_exec: bool) -> dict[str, Any]:
     own_threads = 1 if runtime == PLAIN_RUNTIME else RUNTIME_THREADS
-    tmpfs = f"rw,nosuid,nodev,noexec,size={limits.tmp_bytes},uid=65534,gid=65534"
+    tmpfs = f"size={limits.tmp_bytes},uid=65534,gid=65534"
+    home = "rw,nosuid,nodev," + ("exec" if may_exec else "noexec")
     return {
         "Runtime": runtime,
         "Privileged": False,
@@ -67,7 +78,10 @@ def _host_config(runtime: str, limits: Limits, cgroup_parent: str) -> dict[str, 
         "CapAdd": [],
         "SecurityOpt": ["no-new-privileges"],
         "ReadonlyRootfs": True,
-        "Tmpfs": {"/sandbox": f"{tmpfs},mode=0755", "/tmp": f"{tmpfs},mode=1777"},  # noqa: S108 - in the sandbox
+        "Tmpfs": {
+            "/sandbox": f"{home},{tmpfs},mode=0755",
+            "/tmp": f"rw,nosuid,nodev,noexec,{tmpfs},mode=1777",  # noqa: S108 - in the sandbox
+        },
         "NetworkMode": "none",
         "IpcMode": "private",
         "CgroupnsMode": "private",

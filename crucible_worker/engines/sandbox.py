@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -15,9 +15,10 @@ from crucible_worker.engines.cgroups import Cgroup, Cgroups
 from crucible_worker.engines.counters import Meter
 from crucible_worker.engines.daemon import Attachment, Daemon, DaemonGoneError
 from crucible_worker.engines.follow import Cancel, Follower, Nobody, Witness, send
-from crucible_worker.engines.output import Conversation, Trailer, frame
+from crucible_worker.engines.frames import python_frame, shell_frame
+from crucible_worker.engines.output import Conversation, Trailer
 from crucible_worker.errors import TaskError
-from crucible_worker.model import Limits, Reason, Run
+from crucible_worker.model import Language, Limits, Reason, Run, as_bytes
 
 _BRIEF_SECONDS = 10.0
 
@@ -28,9 +29,19 @@ class Job:
 
     code: str
     stdin: str
-    image: str
+    language: Language
     limits: Limits
     labels: Mapping[str, str]
+    args: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def frame(self) -> bytes:
+        """All of it as the program in the sandbox takes it."""
+        code, stdin, args = as_bytes(self.code), as_bytes(self.stdin), [as_bytes(arg) for arg in self.args]
+        command, file, out = self.language.command, self.language.file, bool(self.limits.artifact_bytes)
+        if command:
+            return shell_frame(command, file, code, stdin, args, self.files, out=out)
+        return python_frame(code, stdin, args, self.files, out=out)
 
 
 class _Stopwatch:
@@ -68,7 +79,9 @@ class Sandboxes:
         self.runtime = runtime
         self._clock = clock
         self._live = set() if live is None else live
-        self._boot = resources.files("crucible_worker.engines").joinpath("boot.py").read_text(encoding="utf-8")
+        here = resources.files("crucible_worker.engines")
+        self._boot = here.joinpath("boot.py").read_text(encoding="utf-8")
+        self._boot_shell = here.joinpath("boot.sh").read_text(encoding="utf-8")
 
     def run(
         self,
@@ -97,11 +110,13 @@ class Sandboxes:
     def _run_in(self, group: Cgroup, name: str, job: Job, cancel: Cancel, witness: Witness) -> Run:
         watch = _Stopwatch(self._clock)
         config = policy.container_config(
-            image=job.image,
+            image=job.language.image,
             runtime=self.runtime,
             limits=job.limits,
             labels=job.labels,
-            boot=self._boot,
+            boot=self._boot_shell if job.language.command else self._boot,
+            shell=bool(job.language.command),
+            may_exec=job.language.exec,
             cgroup_parent=group.parent,
         )
         try:
@@ -120,10 +135,14 @@ class Sandboxes:
         return dataclasses.replace(run, phases_ms=watch.phases)
 
     def _refuse_oversize(self, job: Job) -> None:
-        size = len(job.code) + len(job.stdin)
+        size = len(job.code) + len(job.stdin) + sum(len(content) for content in job.files.values())
         room = min(job.limits.tmp_bytes, job.limits.file_bytes) // 2
         if size > room:
-            raise TaskError(Reason.INVALID_TASK, f"code and stdin of {size} characters exceed {room}, half of /sandbox")
+            words = f"code, stdin and files of {size} characters exceed {room}, half of /sandbox"
+            raise TaskError(Reason.INVALID_TASK, words)
+        taken = job.language.file
+        if any(name == taken or name.startswith(f"{taken}/") or taken.startswith(f"{name}/") for name in job.files):
+            raise TaskError(Reason.INVALID_TASK, f"files must not contain {taken}, which is the code")
 
     def _run_created(
         self,
@@ -144,7 +163,7 @@ class Sandboxes:
             with _lost(self._daemon.attach, container) as streams:
                 self._daemon.start(container)
                 watch.lap("start")
-                send(streams.socket, frame(_bytes(job.code), _bytes(job.stdin)))
+                send(streams.socket, job.frame())
                 follower.read(streams.socket, on_start=lambda: watch.lap("boot"))
             watch.lap("run" if follower.conversation.started else "boot")
             exit_code, state = follower.finish()
@@ -153,7 +172,7 @@ class Sandboxes:
         elif group.parent:
             meter.take()
         watch.lap("exit")
-        return self.judged(follower, container, (exit_code, state), job.image, image_id)
+        return self.judged(follower, container, (exit_code, state), job.language.image, image_id)
 
     def judged(
         self,
@@ -203,6 +222,7 @@ class Sandboxes:
             container_id=container,
             cpu_ms=follower.meter.cpu_ms,
             peak_memory_bytes=follower.meter.counters.peak_memory_bytes,
+            artifacts=follower.artifacts.artifacts(),
         )
 
     def _verify(self, container: str, config: Mapping[str, Any]) -> str:
@@ -257,8 +277,3 @@ def _lost(attach: Callable[[str], Attachment], container: str) -> Iterator[Attac
         yield streams
     finally:
         streams.close()
-
-
-def _bytes(text: str) -> bytes:
-    """Text as it came in JSON. Lone surrogates become bytes that are no UTF-8, for the interpreter to judge."""
-    return text.encode("utf-8", "surrogatepass")

@@ -45,7 +45,7 @@ def call(environment):
 @pytest.fixture
 def sandboxed(call, daemon, sandbox_image, worker_id):
     """Like `call`, with a Docker Engine; afterwards nothing of it may be left."""
-    yield lambda *arguments, **more: call(*arguments, CRUCIBLE_IMAGES=f"python={sandbox_image}", **more)
+    yield lambda *arguments, **more: call(*arguments, CRUCIBLE_LANGUAGES=f"python={sandbox_image}", **more)
     assert not daemon.containers({"crucible.worker": worker_id})
 
 
@@ -152,7 +152,7 @@ def test_exec_that_cannot_be_says_why_in_one_line(sandboxed, arguments, code, sa
 
 @pytest.mark.engine
 def test_exec_of_an_image_that_is_missing(call, daemon):
-    told = call("exec", "-", CRUCIBLE_IMAGES="python=none-such:none")
+    told = call("exec", "-", CRUCIBLE_LANGUAGES="python=none-such:none")
     assert (told.returncode, told.stdout) == (69, "")
     assert "image none-such:none is not on this host; make it with 'image build' or load it" in told.stderr
 
@@ -162,7 +162,7 @@ def test_control_c_takes_the_sandbox_along(daemon, sandbox_image, environment, w
     """No traceback, exit code 130, and nothing is left on the host."""
     events = daemon._client().events(filters={"label": f"crucible.worker={worker_id}", "event": "start"}, decode=True)
     process = subprocess.Popen(
-        [*COMMAND, "exec", "-"], env=environment | {"CRUCIBLE_IMAGES": f"python={sandbox_image}"},
+        [*COMMAND, "exec", "-"], env=environment | {"CRUCIBLE_LANGUAGES": f"python={sandbox_image}"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     process.stdin.write("print('up', flush=True)\nimport time; time.sleep(1000)")
@@ -182,7 +182,7 @@ def test_control_c_takes_the_sandbox_along(daemon, sandbox_image, environment, w
 @pytest.mark.engine
 def test_a_reader_that_goes_away_ends_exec_quietly(daemon, sandbox_image, environment):
     process = subprocess.Popen(
-        [*COMMAND, "exec", "--json", "-"], env=environment | {"CRUCIBLE_IMAGES": f"python={sandbox_image}"},
+        [*COMMAND, "exec", "--json", "-"], env=environment | {"CRUCIBLE_LANGUAGES": f"python={sandbox_image}"},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     process.stdout.close()

@@ -50,6 +50,17 @@ def test_a_claimed_task_is_what_was_submitted_with_a_lease(store):
     assert task.lease.seconds == 60
 
 
+def test_arguments_and_files_are_part_of_a_task(store):
+    task = Task("a", "pass", args=("-x", "\ud800"), files={"b/c": b"\xff\0", "empty": b""})
+    store.submit(task)
+    assert store.submit(task)[1] is False
+    with pytest.raises(ConflictError):
+        store.submit(Task("a", "pass", args=("-y",), files=task.files))
+    claimed = store.claim()
+    assert claimed is not None
+    assert (claimed.args, claimed.files) == (task.args, task.files)
+
+
 def test_a_first_lease_outlasts_a_worker_that_ignores_leases(store, clock):
     put(store, "a", timeout=600)
     claim(store)

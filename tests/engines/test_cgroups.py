@@ -180,6 +180,11 @@ def test_systemd_is_asked_to_let_go_of_its_slice(tmp_path, monkeypatch):
     tree.make(NAME)
     (tree.root / tree.path(NAME)).mkdir(parents=True)
     assert tree.names("crucible-0123456789ab_") == {NAME}
+    procs = tree.root / tree.path(NAME) / "cgroup.procs"
+    procs.write_text("12345\n")
+    assert tree.remove(NAME) is False
+    assert not log.exists()
+    procs.unlink()
     tree.remove(NAME)
     assert log.read_text() == f"stop {NAME}.slice\n"
     assert tree.names("crucible-") == set()

@@ -14,7 +14,7 @@ from crucible_worker.engines.fleet import FAILURES_IN_A_ROW, REST_SECONDS, Fleet
 from crucible_worker.engines.leftovers import GRACE_SECONDS, Known, leftovers, overdue
 from crucible_worker.engines.reconciler import Reconciler, remove
 from crucible_worker.errors import TaskError
-from crucible_worker.model import Limits, Reason, Task
+from crucible_worker.model import Language, Limits, Reason, Task
 
 
 class House:
@@ -26,7 +26,7 @@ class House:
         self.worker = f"test-{uuid.uuid4().hex[:12]}"
         self.daemon = Daemon(url or daemon.url)
         self.fleet = Fleet(
-            self.daemon, engines={"docker": "runc", "odd": "no-such-runtime"}, images={"python": image},
+            self.daemon, engines={"docker": "runc", "odd": "no-such-runtime"}, languages={"python": Language(image)},
             fallback=fallback, limits=Limits(), labels={"crucible.worker": self.worker, "crucible.boot": "b"},
             on_change=lambda name, state: self.changes.append((name, state.available)), clock=lambda: self.now,
         )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from crucible_worker.engines.output import STDERR, STDOUT, Capture, Conversation, Demultiplexer, Trailer, frame
+from crucible_worker.engines.output import STDERR, STDOUT, Capture, Conversation, Demultiplexer, Trailer
 
 SECRET = bytes(range(200, 216))
 PREFIX = b"RS" + SECRET
@@ -199,11 +199,3 @@ def test_memory_of_a_conversation_does_not_grow():
     assert peer.finish() is None
     assert peer.output_bytes == 2 * 200 << 16
     assert len(peer.stdout._tail) + len(peer.stdout._head) <= 2000
-
-
-@given(st.binary(max_size=50), st.binary(max_size=50))
-def test_a_frame_says_how_long_its_parts_are(code, stdin):
-    sent = frame(code, stdin)
-    code_size, stdin_size = struct.unpack(">QQ", sent[:16])
-    assert (sent[16 : 16 + code_size], sent[16 + code_size :]) == (code, stdin)
-    assert stdin_size == len(stdin)

@@ -43,6 +43,8 @@ configs = st.fixed_dictionaries(
         "limits": limits,
         "labels": st.dictionaries(st.text(), st.text()),
         "boot": st.text(),
+        "shell": st.booleans(),
+        "may_exec": st.booleans(),
     }
 )
 
@@ -101,7 +103,15 @@ def test_nothing_is_unlimited(asked):
     assert all(0 < ulimits[name]["Soft"] <= ulimits[name]["Hard"] for name in ("nofile", "fsize"))
     assert set(host["Tmpfs"]) == {"/sandbox", "/tmp"}
     for options in host["Tmpfs"].values():
-        assert {"nosuid", "nodev", "noexec", f"size={asked['limits'].tmp_bytes}"} <= set(options.split(","))
+        assert {"nosuid", "nodev", f"size={asked['limits'].tmp_bytes}"} <= set(options.split(","))
+
+
+@given(configs)
+def test_only_a_language_that_says_so_may_execute_what_it_writes_and_only_in_one_place(asked):
+    places = policy.container_config(**asked)["HostConfig"]["Tmpfs"]
+    assert "noexec" in places["/tmp"].split(",")
+    assert ("exec" in places["/sandbox"].split(",")) == asked["may_exec"]
+    assert ("noexec" in places["/sandbox"].split(",")) != asked["may_exec"]
 
 
 @given(configs)

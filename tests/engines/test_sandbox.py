@@ -14,7 +14,7 @@ import pytest
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.errors import TaskError
-from crucible_worker.model import Limits, Reason, Status
+from crucible_worker.model import Language, Limits, Reason, Status
 
 FOREVER = "import time\ntime.sleep(1000)"
 FACTS = """
@@ -85,7 +85,7 @@ def descriptors_open(daemon: Daemon) -> int:
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_leaks(daemon, sandbox_image):
     """However many sandboxes these tests run, no thread and no descriptor of this process stays behind."""
-    Sandboxes(daemon, "runc").run(Job("", "", sandbox_image, Limits(), {}), threading.Event())
+    Sandboxes(daemon, "runc").run(Job("", "", Language(sandbox_image), Limits(), {}), threading.Event())
     threads, descriptors = threading.active_count(), descriptors_open(daemon)
     yield
     assert threading.active_count() <= threads
@@ -143,7 +143,7 @@ def test_the_code_finds_no_surprises(sandbox):
     assert "/usr/local/bin" in path.split(":")
     assert environment == {"HOME": "/sandbox", "HOSTNAME": "sandbox", "LANG": "C.UTF-8", "TMPDIR": "/tmp"}
     assert (facts["directory"], facts["temporary"]) == ("/sandbox", "/tmp")
-    assert [name for name in facts["files"] if not name.startswith("python")] == ["main.py", "x"]
+    assert [name for name in facts["files"] if not name.startswith("python")] == ["main.py", "out", "x"]
     assert facts["descriptors"] == [0, 1, 2]
     assert (facts["parent"], facts["leads_its_session"], facts["umask"]) == (1, True, 0o022)
 
@@ -441,7 +441,7 @@ def test_what_an_image_declares_does_not_weaken_the_sandbox(sandbox, docker_clie
 
 @pytest.mark.engine
 def test_a_runtime_that_is_not_there(daemon, sandbox_image):
-    job = Job("", "", sandbox_image, Limits(), {})
+    job = Job("", "", Language(sandbox_image), Limits(), {})
     error = error_of(Sandboxes(daemon, "no-such-runtime").run, job, threading.Event())
     assert error.reason is Reason.ENGINE_UNAVAILABLE
     assert "no-such-runtime" in str(error)
@@ -450,7 +450,7 @@ def test_a_runtime_that_is_not_there(daemon, sandbox_image):
 # The SDK leaves its socket to the collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_daemon_that_is_not_there(tmp_path):
-    job = Job("", "", "image", Limits(), {})
+    job = Job("", "", Language("image"), Limits(), {})
     nowhere = f"unix://{tmp_path}/none.sock"
     error = error_of(Sandboxes(Daemon(nowhere), "runc").run, job, threading.Event())
     assert error.reason is Reason.ENGINE_UNAVAILABLE

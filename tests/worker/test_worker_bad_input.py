@@ -38,7 +38,7 @@ def house(docker, tmp_path_factory):
         start = Starter(queue.url, tmp_path_factory.mktemp("house") / "state")
         settings = {
             "CRUCIBLE_TIMEOUT_MAX": "30",
-            "CRUCIBLE_IMAGES": "python=crucible-sandbox:python,lost=no-such:image",
+            "CRUCIBLE_LANGUAGES": "python=crucible-sandbox:python,lost=no-such:image",
         }
         try:
             worker = start(**settings)
@@ -134,7 +134,7 @@ INVALID = {
     "language-unknown": ({"language": "cobol"}, "language_unknown: no image for language 'cobol'; known: "),
     "engine-unknown": ({"engine": "qemu"}, "engine_unavailable: no engine is called 'qemu'; known: docker"),
     "image-missing": ({"language": "lost"}, "image_missing: image no-such:image is not on this host"),
-    "code-huge": ({"code": "#" * (40 << 20)}, "invalid_task: code and stdin of 41943040 characters exceed"),
+    "code-huge": ({"code": "#" * (40 << 20)}, "invalid_task: code, stdin and files of 41943040 characters exceed"),
 }
 
 
