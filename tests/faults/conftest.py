@@ -18,7 +18,7 @@ def survived():
 @pytest.fixture(autouse=True)
 def impatient_queue(monkeypatch):
     """A task whose claim got lost on its way is given again soon."""
-    monkeypatch.setattr(store, "GRACE_SECONDS", 2.0)
+    monkeypatch.setattr(store, "GRACE_SECONDS", 0.5)
 
 
 @pytest.fixture

@@ -32,15 +32,17 @@ SAID = ("hello\nbye\n", "oops\n", 3)
 class Scene:
     """The embedded queue on disk, and a worker with an id and a state directory of its own."""
 
-    def __init__(self, docker_socket: str = DOCKER_SOCKET) -> None:
+    def __init__(self, docker_socket: str = DOCKER_SOCKET, plain: int | None = None) -> None:
+        """`plain` is the port of another queue, to be used instead of the embedded one."""
         # Short, for the sockets in it.
         self.root = Path(tempfile.mkdtemp(prefix="cwf-"))
         self.state = self.root / "state"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.queue: EmbeddedQueue | None = None
-        self.open_queue()
-        self.proxy = QueueProxy(self.port)
+        if plain is None:
+            self.open_queue()
+        self.proxy = QueueProxy(self.port if plain is None else plain)
         self.docker_proxy = DaemonProxy(str(self.root / "docker.sock"), docker_socket)
         self.starter = Starter(self.proxy.url, self.state)
         self.daemon = Daemon(f"unix://{docker_socket}")
@@ -81,7 +83,10 @@ class Scene:
 
     def settled_well(self, name: str) -> dict:
         """The result, which is the right one; where its sandbox was adopted, words may be missing, and it says so."""
-        result = self.result(name)
+        return self.said_well(self.result(name))
+
+    @staticmethod
+    def said_well(result: dict) -> dict:
         said = (result.get("stdout"), result.get("stderr"), result.get("exit_code"))
         if result.get("adopted"):
             assert result["truncated"]

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fault_proxy import AFTER, BEFORE, Proxy
-from scene import Scene
+from scene import CODE, Scene
+from scripted_queue import ScriptedQueue, settled_id
+from scripted_server import Answer, Call, status
 
 pytestmark = pytest.mark.engine
 # Every step of a task's life lies between two calls, to the queue or to the Docker Engine.
@@ -58,15 +60,70 @@ def killed_at(step) -> str:
 
 
 def test_kill_9_at_every_step_of_a_task(daemon, sandbox_image, survived):
-    """Side by side, since most of it is waiting; every one has a queue, a state directory and an id of its own."""
+    side_by_side(killed_at, STEPS, survived)
+
+
+class PlainQueue(ScriptedQueue):
+    """The Queue Service: it forgets what it hands out, and takes the first settlement of a task only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: dict[str, Call] = {}
+
+    def answer(self, call: Call) -> Answer:
+        if call.method != "POST":
+            return super().answer(call)
+        if settled_id(call) in self.taken:
+            return status(404, "{}")
+        self.taken[settled_id(call)] = call
+        return status(200, "{}")
+
+
+def killed_at_plainly(step) -> str:
+    """The same with a queue without leases: settled by the worker's next life, whatever it still can find out."""
+    kind, moment, nth = step
+    with PlainQueue() as queue:
+        scene = Scene(plain=queue.port)
+        try:
+            queue.push({"eval_id": "task", "code": CODE, "timeout": 5})
+            proxy = scene.proxy if kind in QUEUE_STEPS else scene.docker_proxy
+
+            def kill_9() -> None:
+                scene.kill()
+
+            fault = proxy.arm(kind, moment, kill_9, nth)
+            scene.worker()
+            assert fault.happened.wait(60), f"never came to {name_of(step)}"
+            again = scene.worker()
+            call = queue.wait(lambda: queue.taken.get("task"), f"a settlement, {name_of(step)}")
+            if call.path.endswith("/complete"):
+                scene.said_well(call.json["output"])
+            else:
+                assert call.json["error"].startswith("worker_crashed: "), call.body
+            again.event("engine_available")
+            scene.ends_clean(again)
+        finally:
+            scene.close()
+    return name_of(step)
+
+
+def side_by_side(kill, steps, survived) -> None:
+    """Most of it is waiting; every one has a queue, a state directory and a worker id of its own."""
     failures = []
     with ThreadPoolExecutor(4) as pool:
-        for step, future in [(step, pool.submit(killed_at, step)) for step in STEPS]:
+        for step, future in [(step, pool.submit(kill, step)) for step in steps]:
             try:
                 survived[future.result()] += 1
             except BaseException as error:  # noqa: BLE001 - all of them are told
                 failures.append(f"{name_of(step)}: {type(error).__name__}: {error}")
     assert not failures, "\n".join(failures)
+
+
+def test_kill_9_with_a_queue_that_forgets(daemon, sandbox_image, survived, long):
+    """But for a task whose handing out nobody has heard: of that one only the queue ever knew."""
+    chosen = {"create", "output", "wait", "remove", "settle"}
+    steps = [step for step in STEPS if step[:2] != ("poll", AFTER) and (long or step[0] in chosen)]
+    side_by_side(killed_at_plainly, steps, survived)
 
 
 QUEUE_FAULTS = [

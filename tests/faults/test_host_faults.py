@@ -16,7 +16,7 @@ from private_docker import private_docker
 from scene import CODE, Scene
 
 pytestmark = pytest.mark.engine
-LONG = "import time\nprint('hello', flush=True)\ntime.sleep(12)\nprint('bye')"
+LONG = "import time\nprint('hello', flush=True)\ntime.sleep(8)\nprint('bye')"
 
 
 @pytest.fixture

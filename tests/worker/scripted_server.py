@@ -126,6 +126,10 @@ class ScriptedServer:
         self._thread: threading.Thread | None = None
 
     @property
+    def port(self) -> int:
+        return self._port
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
