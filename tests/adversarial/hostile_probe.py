@@ -265,7 +265,7 @@ facts = {
     "secret": [name for name in ("environ", "cmdline") if seen_in_proc(name)],
     "root_of_1": listed("/proc/1/root") in (listed("/"), "EACCES", "EPERM"),
     "setuid_files": setuid_files(),
-    "left_by_others": [p for d in ("/sandbox", "/tmp", "/dev/shm") for p in os.listdir(d) if p not in {"main.py", "out"}],
+    "left_by_others": sorted({p for d in ("/sandbox", "/tmp", "/dev/shm") for p in os.listdir(d)} - {"main.py", "out"}),
 }
 facts["attempts"] = {
     name: outcome(act)
