@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from crucible_worker.engines import policy
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.sandbox import Job, Sandboxes
+from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.model import Language, Limits, Reason
 
 LIMITS = Limits(timeout_seconds=30.0)
@@ -48,7 +49,8 @@ class Crucible:
     def __init__(self, url: str, image: str, runtime: str) -> None:
         self._daemon = Daemon(url)
         self._image = image
-        self._sandboxes = Sandboxes(self._daemon, runtime)
+        self._undertaker = Undertaker()
+        self._sandboxes = Sandboxes(self._daemon, runtime, self._undertaker)
 
     def run(self, code: str) -> Sample:
         began = time.perf_counter()

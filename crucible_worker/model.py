@@ -68,13 +68,15 @@ class Language:
 
     Without a `command`, the image's python3 runs it. With one, the code is stored as `file` in /sandbox, and the
     command is run there with the task's arguments behind it; the image then needs a POSIX shell. `exec` allows
-    programs in /sandbox to be executed, for languages that compile.
+    programs in /sandbox to be executed, for languages that compile. `preload` are Python modules that a sandbox imports
+    before it takes its code.
     """
 
     image: str
     command: tuple[str, ...] = ()
     file: str = PYTHON_FILE
     exec: bool = False
+    preload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _count_or_none(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError("expected a whole number")
+    return int(text)
+
+
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number) or number <= 0:
@@ -158,13 +164,20 @@ def _language(name: str, value: object) -> Language:
         raise ValueError(f"language {name!r} needs an image")
     unknown = set(fields) - {f.name for f in dataclasses.fields(Language)}
     command, file, may_exec = fields.get("command", []), fields.get("file", ""), fields.get("exec", False)
+    preload = fields.get("preload", [])
     if unknown or not isinstance(may_exec, bool):
-        raise ValueError(f"language {name!r} takes image, command, file, and exec = true")
+        raise ValueError(f"language {name!r} takes image, command, file, preload, and exec = true")
+    if not isinstance(preload, list) or not all(_is_module(word) for word in preload) or (preload and command):
+        raise ValueError(f'preload of language {name!r} must be a list of Python modules, such as ["numpy"]')
     if not isinstance(command, list) or not all(isinstance(word, str) and word.isprintable() for word in command):
         raise ValueError(f'the command of language {name!r} must be a list of strings, such as ["node", "main.js"]')
     if not isinstance(file, str) or bool(command) != bool(file) or (file and refused_name(file)):
         raise ValueError(f"language {name!r} needs both a command and the name of the file for its code, or neither")
-    return Language(fields["image"], tuple(command), file or PYTHON_FILE, may_exec)
+    return Language(fields["image"], tuple(command), file or PYTHON_FILE, may_exec, tuple(preload))
+
+
+def _is_module(word: object) -> bool:
+    return isinstance(word, str) and all(part.isidentifier() for part in word.split("."))
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -228,6 +241,7 @@ class Settings:
     artifacts: int = _setting("1m", _bytes_or_none, "what is taken along of /sandbox/out, in all; 0 takes nothing")
     timeout_max: float = _setting("600", _positive_seconds, "a task that asks for more time gets this")
     concurrency: int = _setting("1", _count, "tasks at once")
+    warm: int = _setting("1", _count_or_none, "sandboxes kept ready for each slot, engine and language; 0 is none")
     poll_wait: float = _setting("25", _seconds, "how long a poll may wait at a queue that offers it; 0 never asks")
     poll_interval: float = _setting("1", _positive_seconds, "pause after an empty poll, jittered")
     poll_backoff: float = _setting("5", _positive_seconds, "pause added after each failed poll")

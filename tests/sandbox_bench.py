@@ -4,14 +4,15 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.follow import Nobody
+from crucible_worker.engines.prepared import Prepared
 from crucible_worker.engines.sandbox import Job, Sandboxes
+from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.model import Language, Limits, Run
 
 
@@ -31,7 +32,16 @@ class Bench:
         self.image = image
         self.labels = {"crucible.worker": f"test-{uuid.uuid4().hex}"}
         self.cgroups = Cgroups(self.labels["crucible.worker"], daemon.info, daemon.url)
-        self._sandboxes = Sandboxes(daemon, runtime, self.cgroups)
+        self.undertaker = Undertaker(daemon.close)
+        self.troubles: list[str] = []
+        self.warm = False
+        self._sandboxes = self.sandboxes(self.cgroups)
+
+    def sandboxes(self, cgroups) -> Sandboxes:
+        """Sandboxes that are counted in these cgroups."""
+        return Sandboxes(
+            self.daemon, self.runtime, self.undertaker, cgroups, on_trouble=lambda _, words: self.troubles.append(words)
+        )
 
     def __call__(
         self,
@@ -50,7 +60,13 @@ class Bench:
         language = language or Language(image or self.image)
         bounds = Limits(**{"timeout_seconds": 10.0} | limits)
         job = Job(code, stdin, language, bounds, self.labels, tuple(args), files or {})
-        return self._sandboxes.run(job, cancel or threading.Event(), Starts(on_start))
+        prepared = self._prepared(language, bounds) if self.warm else None
+        return self._sandboxes.run(job, cancel or threading.Event(), Starts(on_start), prepared)
+
+    def _prepared(self, language: Language, limits: Limits) -> Prepared:
+        prepared = self._sandboxes.prepare(language, limits, self.labels)
+        assert prepared.is_up(30)
+        return prepared
 
     def use(self, sandboxes: Sandboxes) -> None:
         """Run programs in these from now on."""
@@ -69,8 +85,10 @@ class Bench:
             return list(pool.map(run, programs))
 
     def left(self) -> list[str]:
-        """The ids of sandboxes, and the cgroups, that are still there."""
-        cgroups = {found.name for found in Path("/sys/fs/cgroup").glob(f"**/{self.cgroups._prefix}*")}
+        """The ids of sandboxes, and the cgroups, that are still there once those who end them are done."""
+        assert self.undertaker.close(60)
+        tree = self.cgroups._tree
+        cgroups = tree.names(self.cgroups._prefix) if tree else set()
         return [container["Id"] for container in self.daemon.containers(self.labels)] + sorted(cgroups)
 
     def clear(self) -> None:
@@ -95,3 +113,4 @@ def sandbox(daemon, runtime, sandbox_image) -> Iterator[Bench]:
     left = bench.left()
     bench.clear()
     assert not left, "sandboxes are left"
+    assert not bench.troubles

@@ -37,7 +37,11 @@ class ApiKey:
 
 
 def fleet(
-    settings: Settings, boot_id: str = "exec", on_change: Callable[[str, EngineState], None] = lambda *_: None
+    settings: Settings,
+    boot_id: str = "exec",
+    on_change: Callable[[str, EngineState], None] = lambda *_: None,
+    on_trouble: Callable[..., None] = lambda *_, **__: None,
+    warm: int = 0,
 ) -> Fleet:
     """The configured engines, none of them probed yet. Their sandboxes carry the worker's id and this boot id."""
     return Fleet(
@@ -48,6 +52,8 @@ def fleet(
         limits=settings.limits(),
         labels={"crucible.worker": settings.worker_id, "crucible.boot": boot_id},
         on_change=on_change,
+        on_trouble=on_trouble,
+        warm=warm,
     )
 
 

@@ -22,6 +22,7 @@ Examples:
 
 Exit codes: 0 all completed, 1 one did not, 64 usage, 69 no engine works."""
 
+_END_SECONDS = 20.0
 _SETTINGS = frozenset(
     {
         "docker_host", "engines", "engine_fallback", "languages", "memory", "cpus", "processes", "open_files",
@@ -57,8 +58,11 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     fleet.probe_all()
     engine = _engine(fleet, args.engine)
     completed = True
-    for task in tasks:
-        completed &= _show(_evaluate(fleet, engine, task, settings), as_json=args.json, alone=len(tasks) == 1)
+    try:
+        for task in tasks:
+            completed &= _show(_evaluate(fleet, engine, task, settings), as_json=args.json, alone=len(tasks) == 1)
+    finally:
+        fleet.close(_END_SECONDS)
     return ExitCode.OK if completed else ExitCode.FAILED
 
 

@@ -53,6 +53,7 @@ class Report:
             **report.body,
             "reasons": report.reasons,
             "slots": self._vitals.slots(),
+            "warm": self._fleet.warmth.ready(),
             "journal": self._counts(),
             "recent": self._vitals.recent(),
         }
@@ -61,6 +62,7 @@ class Report:
         """(content type, body) for Prometheus."""
         for state, count in self._counts().items():
             self._metrics.journal(state, count)
+        self._metrics.warm(sum(self._fleet.warmth.ready().values()))
         return self._metrics.render()
 
     def _counts(self) -> Mapping[str, int]:

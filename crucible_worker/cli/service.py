@@ -56,7 +56,9 @@ class Service:
         self._journal = Journal.of(settings.state_dir)
         self._durable = settings.state_dir != MEMORY
         self._transcripts = Transcripts(Path(settings.state_dir) / "transcripts" if self._durable else None)
-        self._fleet = composition.fleet(settings, self._boot_id, self._engine_changed)
+        self._fleet = composition.fleet(
+            settings, self._boot_id, self._engine_changed, self._log.warning, settings.warm * settings.concurrency
+        )
         self._upkeep = self._make_upkeep()
         self._queue = HttpQueue(
             self._transport,
@@ -157,6 +159,7 @@ class Service:
             self._start("events", self._deliveries.events.run, self._stop)
             self._start("leases", self._leases.run, self._stop)
             upkeep = self._start("upkeep", self._upkeep.run, self._stop)
+            warmth = self._start("warmth", self._fleet.warmth.run, self._stages.drain)
             slots = [self._start(f"slot-{n}", self._worker.run, n, self._stages.drain) for n in self._slot_numbers()]
             code = self._watch(slots)
             self._stop.set()
@@ -164,6 +167,9 @@ class Service:
             if code not in {ExitCode.INTERRUPTED, ExitCode.STALLED}:
                 # A canary that runs now takes its sandbox away before we go.
                 upkeep.join(_CANARY_SECONDS)
+                self._fleet.warmth.wake()
+                warmth.join(_CANARY_SECONDS)
+                self._fleet.close(_CANARY_SECONDS)
             self._log.info("worker_stopped", exit_code=code, undelivered=self._undelivered())
         return code
 

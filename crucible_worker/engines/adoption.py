@@ -8,8 +8,9 @@ from typing import Any
 
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.follow import BOOT_SECONDS, Cancel, Follower, Witness
+from crucible_worker.engines.judgement import judged
 from crucible_worker.engines.output import Trailer
-from crucible_worker.engines.sandbox import Sandboxes
+from crucible_worker.engines.prepared import destroy, destroy_quietly
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Captured, Limits, Reason, Run
 
@@ -34,7 +35,7 @@ def adopt(
     found = daemon.inspect(container)
     if found is None:
         raise TaskError(Reason.WORKER_CRASHED, "the worker ended while it ran this task, and its sandbox is gone")
-    sandboxes = Sandboxes(daemon, str(found["HostConfig"]["Runtime"]))
+    runtime = str(found["HostConfig"]["Runtime"])
     follower = Follower(daemon, container, limits, cancel, witness)
     follower.replay(heard)
     try:
@@ -44,13 +45,12 @@ def adopt(
             _listen(daemon, container, follower, left, witness)
         exit_code, state = follower.finish()
         follower.ends.timed_out |= not follower.ends.any() and _overran(state, limits)
-        run = sandboxes.judged(
-            follower, container, (exit_code, state), str(found["Config"]["Image"]), str(found["Image"]), _last_word
-        )
+        image, image_id = str(found["Config"]["Image"]), str(found["Image"])
+        run = judged(daemon, runtime, follower, container, (exit_code, state), image, image_id, _last_word)
     except TaskError as error:
-        sandboxes.destroy_quietly(container)
+        destroy_quietly(daemon, container)
         raise TaskError(Reason.WORKER_CRASHED, str(error)) from error
-    sandboxes.destroy(container)
+    destroy(daemon, container)
     return dataclasses.replace(run, stdout=_cut(run.stdout), stderr=_cut(run.stderr), adopted=True)
 
 

@@ -8,6 +8,7 @@ from crucible_worker.model import Artifact, refused_name
 MAX_ARTIFACTS = 256
 _MAX_NAME = 4096  # PATH_MAX
 _HEADER = re.compile(rb"([FLSUQ]) ([0-9]{1,5}) ([0-9]{1,15})\n")
+_LOST = "the rest was lost"
 _REASONS = {
     b"L": "a symbolic link",
     b"S": "a device, a pipe or a socket",
@@ -41,6 +42,13 @@ class Collector:
         if not self.overfull:
             self._data += data
 
+    @property
+    def complete(self) -> bool:
+        """Whether all has come."""
+        if not self._quota:
+            return True
+        return self._data[-1:] == b"." and not any(a.refused == _LOST for a in self._parsed(bytes(self._data)))
+
     def artifacts(self) -> tuple[Artifact, ...]:
         """All that was left, in the order of its coming. The last one may say that something is missing."""
         return tuple(self._parsed(bytes(self._data)))
@@ -65,7 +73,7 @@ class Collector:
         if data[at : at + 1] == b"M":
             yield Artifact("", 0, refused=f"there are more than {MAX_ARTIFACTS}")
         elif self._data and data[at:] != b".":
-            yield Artifact("", 0, refused="the rest was lost")
+            yield Artifact("", 0, refused=_LOST)
 
 
 def _readable(name: bytes) -> str:

@@ -1,10 +1,12 @@
 """The program inside the sandbox: takes one frame, runs it as `python main.py` would, and says how it ended.
 
-It is PID 1 there and imports only what every Python has. The conversation, over the container's own streams:
+It is PID 1 there, and imports only what every Python has, and the modules that are its arguments. The conversation,
+over the container's own streams:
 
     stdout  R                      the interpreter is up and waits for its frame
     stdin   code, stdin, arguments and files of the task (see `frames.python_frame`)
     stdout  S + 16 random bytes    the code starts now; all that follows is the code's own output
+    stderr  the same 16 bytes: its end
     stdout  the same 16 bytes + E + exit code, or + K + signal number: the end of the output
     stdin   a line, or the end: the worker has counted what was used, and takes so many bytes and files of /sandbox/out
     stdout  those (see `artifacts.Collector`)
@@ -155,11 +157,11 @@ def look(entry: "os.DirEntry[str]", room: int) -> "tuple[bytes, int, bytes]":
     return b"F", len(data), data
 
 
-def write_all(data: bytes) -> None:
+def write_all(data: bytes, fd: int = 1) -> None:
     """Everything to the worker."""
     view = memoryview(data)
     while view:
-        view = view[os.write(1, view) :]
+        view = view[os.write(fd, view) :]
 
 
 def become_program(stdin_fd: int, args: "list[str]") -> None:
@@ -244,6 +246,8 @@ def die_of(signals: "list[int]") -> None:
 def main() -> bytes:
     """Talk to the worker; returns in the child only, with the code to run."""
     hide = harden()
+    for module in sys.argv[1:]:
+        __import__(module)
     os.write(1, b"R")
     code_size, stdin_size, arg_count, file_count, has_out = struct.unpack(">QQII?", read(25))
     source = read(code_size)
@@ -273,6 +277,8 @@ def main() -> bytes:
     os.close(stdin_fd)
     status = supervise(child)
     os.set_blocking(1, True)
+    os.set_blocking(2, True)
+    write_all(secret, 2)
     killer = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     code = 128 + killer if killer else os.WEXITSTATUS(status)
     os.write(1, secret + (b"K" + bytes([killer]) if killer else b"E" + bytes([code])))

@@ -78,6 +78,7 @@ kind=E value=$status
 if [ "$status" -gt 128 ] && [ "$status" -le 192 ]; then
   kind=K value=$((status - 128))
 fi
+printf '%s' "$secret" >&3
 printf "%s%s\\$(printf '%03o' "$value")" "$secret" "$kind"
 read -r quota count || exit "$status"
 more=

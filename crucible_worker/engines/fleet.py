@@ -1,17 +1,23 @@
 """Which engines really work, and which of them runs a task."""
 
+import contextlib
 import dataclasses
 import datetime as dt
+import itertools
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from crucible_worker.engines.adoption import adopt
 from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.engines.follow import Cancel, Nobody, Witness
+from crucible_worker.engines.prepared import Prepared
 from crucible_worker.engines.sandbox import Job, Sandboxes
+from crucible_worker.engines.undertaker import Undertaker
+from crucible_worker.engines.warm import MAX_AGE_SECONDS, Warmth
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Language, Limits, Reason, Run, Task, Verdict, rfc3339
 
@@ -46,20 +52,39 @@ class Fleet:
         limits: Limits,
         labels: Mapping[str, str],
         on_change: Callable[[str, EngineState], None] = lambda *_: None,
+        on_trouble: Callable[..., None] = lambda *_, **__: None,
+        warm: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`engines` maps names to OCI runtimes, `languages` to how they are run.
 
         `labels` mark every sandbox as ours. `on_change` is told of an engine whose state has changed, at the first
-        probe of each one too.
+        probe of each one too. So many `warm` sandboxes are kept for each engine and language, while `warmth` runs.
+        `on_trouble` is told an event's name and details of what goes wrong beside the tasks.
         """
         self.live: set[str] = set()
         self._daemon = daemon
         self._lookout = Daemon(daemon.url, LOOK_SECONDS)
         self._cgroups = Cgroups(labels.get("crucible.worker", ""), self._lookout.info, daemon.url)
+        self._undertaker = Undertaker(daemon.close)
+
+        def not_ended(container: str, words: str) -> None:
+            on_trouble("sandbox_end_differs", container_id=container, detail=words)
+
         self._sandboxes = {
-            name: Sandboxes(daemon, runtime, self._cgroups, live=self.live) for name, runtime in engines.items()
+            name: Sandboxes(daemon, runtime, self._undertaker, self._cgroups, live=self.live, on_trouble=not_ended)
+            for name, runtime in engines.items()
         }
+        self.warmth = Warmth(
+            itertools.product(engines, languages),
+            warm,
+            make=self._prepare,
+            discard=next(iter(self._sandboxes.values())).discard,
+            image_id=self._image_id,
+            may=self._may_prepare,
+            on_trouble=lambda words: on_trouble("warm_pool_not_filled", detail=words),
+        )
+        self._running = 0
         self._languages = languages
         self._fallback = fallback
         self._limits = limits
@@ -179,7 +204,8 @@ class Fleet:
         labels = self._labelled(task.eval_id, limits)
         job = Job(task.code, task.stdin, self._language_of(task), limits, labels, task.args, task.files)
         try:
-            run = self._sandboxes[name].run(job, cancel, witness)
+            with self._counted():
+                run = self._run(name, task.language, job, cancel, witness)
         except DaemonGoneError as error:
             self._note_all(str(error))
             raise TaskError(Reason.ENGINE_ERROR, str(error)) from error
@@ -191,6 +217,54 @@ class Fleet:
             raise
         self._failures.pop(name, None)
         return run
+
+    def _run(self, name: str, language: str, job: Job, cancel: Cancel, witness: Witness) -> Run:
+        sandboxes = self._sandboxes[name]
+        prepared = self.warmth.take(name, language, sandboxes.shape(job.language, job.limits))
+        if prepared is None:
+            return sandboxes.run(job, cancel, witness)
+        self.warmth.wake()
+        try:
+            return sandboxes.run(job, cancel, witness, prepared)
+        except TaskError as error:
+            # It may have died a moment ago. The code has not started: the cold road is still open.
+            if error.reason is not Reason.ENGINE_UNAVAILABLE:
+                raise
+            return sandboxes.run(job, cancel, witness)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+            self.warmth.wake()
+
+    def _prepare(self, engine: str, language: str) -> Prepared:
+        lasting = dataclasses.replace(self._limits, timeout_seconds=MAX_AGE_SECONDS + self._limits.timeout_seconds)
+        labels = self._labelled("warm", lasting)
+        return self._sandboxes[engine].prepare(self._languages[language], self._limits, labels)
+
+    def _may_prepare(self, engine: str) -> bool:
+        """Making a sandbox is CPU-bound: tasks come first, where they would have to share."""
+        with self._lock:
+            idle = self._running < (os.cpu_count() or 1)
+        return idle and self.states()[engine].available
+
+    def _image_id(self, language: str) -> str | None:
+        found = self._lookout.image(self._languages[language].image)
+        return str(found["Id"]) if found else None
+
+    def close(self, seconds: float) -> bool:
+        """Take away the sandboxes that wait for tasks, and see to the end of those whose verdicts are told.
+
+        Returns whether that was done within about `seconds`. The next start removes what is left.
+        """
+        self.warmth.close()
+        return self._undertaker.close(seconds)
 
     def resume(
         self,

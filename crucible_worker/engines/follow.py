@@ -98,7 +98,9 @@ class Follower:
         self.conversation.reconnect()
 
     def read(self, sock: socket.socket, left: float | None = None, on_start: Callable[[], None] = lambda: None) -> None:
-        """Read until the streams end and the sandbox with them, a limit is passed, or the run is cancelled.
+        """Read until all has been said, a limit is passed, or the run is cancelled.
+
+        Where the streams end without the supervisor's last word, its sandbox is waited for: the code may go on.
 
         `left` is how many seconds code that runs already may still take; otherwise its time begins with its start.
         """
@@ -131,8 +133,15 @@ class Follower:
             if self.ends.any():
                 self.meter.take()
                 return
+            if dismissed and self.concluded:
+                return
         # The code may have closed its streams and gone on.
         self._await_end(reader.deadline)
+
+    @property
+    def concluded(self) -> bool:
+        """Whether the supervisor has said all that it has to say: both streams, how it ended, and the artifacts."""
+        return self.conversation.complete and self.artifacts.complete
 
     def _await_end(self, deadline: float) -> None:
         """Wait for a sandbox whose streams have ended; note what came first if that was not its own end."""

@@ -105,6 +105,7 @@ class Conversation:
         self._demultiplexer = Demultiplexer()
         self._prefix = b""
         self._held = b""
+        self._held_error = b""
         self._rest: Callable[[memoryview], None] | None = None
 
     @property
@@ -123,6 +124,11 @@ class Conversation:
         return self.started and len(self._held) == _TRAILER and self._held.startswith(self._prefix[2:])
 
     @property
+    def complete(self) -> bool:
+        """Whether both streams have come to their ends: the supervisor writes its mark behind either."""
+        return self.ended and self._held_error == self._prefix[2:]
+
+    @property
     def output_bytes(self) -> int:
         """Bytes of both streams so far."""
         return self.stdout.total + self.stderr.total
@@ -131,7 +137,7 @@ class Conversation:
         """Take in bytes of the attached stream."""
         for stream, payload in self._demultiplexer.feed(data):
             if stream == STDERR:
-                self.stderr.add(payload)
+                self._held_error = _all_but(_SECRET, self.stderr, self._held_error, payload)
             elif stream == STDOUT:
                 self._stdout(payload)
 
@@ -151,25 +157,24 @@ class Conversation:
         if need:
             self._prefix += bytes(payload[:need])
             payload = payload[need:]
-        if len(payload) >= _TRAILER:
-            self.stdout.add(self._held)
-            self.stdout.add(payload[:-_TRAILER])
-            self._held = bytes(payload[-_TRAILER:])
-        elif payload:
-            held = self._held + bytes(payload)
-            self.stdout.add(held[:-_TRAILER])
-            self._held = held[-_TRAILER:]
+        self._held = _all_but(_TRAILER, self.stdout, self._held, payload)
+
+    def trailer(self) -> Trailer | None:
+        """What the supervisor has said of the end, if the last bytes so far are its trailer."""
+        kind, value = self._held[_SECRET : _SECRET + 1], self._held[-1:]
+        if not self.ended or kind not in {b"E", b"K"}:
+            return None
+        return Trailer(exit_code=value[0]) if kind == b"E" else Trailer(signal=value[0])
 
     def finish(self) -> Trailer | None:
         """Call once at the end of the stream. Returns the supervisor's trailer, if its last bytes are one."""
-        ended = self.ended
+        trailer = self.trailer()
         held, self._held = self._held, b""
-        if ended:
-            kind, value = held[_SECRET : _SECRET + 1], held[-1]
-            if kind == b"E":
-                return Trailer(exit_code=value)
-            if kind == b"K":
-                return Trailer(signal=value)
+        error, self._held_error = self._held_error, b""
+        if not self.started or error != self._prefix[2:]:
+            self.stderr.add(error)
+        if trailer is not None:
+            return trailer
         if self.started:
             self.stdout.add(held)
         else:
@@ -179,3 +184,14 @@ class Conversation:
             self.stderr.add(held)
             self.stdout = Capture(0)
         return None
+
+
+def _all_but(size: int, capture: Capture, held: bytes, payload: memoryview) -> bytes:
+    """Capture what was held and what has come now, but for the last `size` bytes of it, which are returned."""
+    if len(payload) < size:
+        held, payload = held + bytes(payload), memoryview(b"")
+        capture.add(held[:-size])
+        return held[-size:]
+    capture.add(held)
+    capture.add(payload[:-size])
+    return bytes(payload[-size:])

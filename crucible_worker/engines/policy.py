@@ -5,7 +5,7 @@ loosened by a task or a setting: callers choose sizes, an image and a runtime, a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crucible_worker.model import Limits
@@ -32,13 +32,14 @@ def container_config(
     shell: bool = False,
     may_exec: bool = False,
     cgroup_parent: str = "",
+    preload: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The body of POST /containers/create for a sandbox.
 
     `boot` is the source of the program in it, for the image's Python, or with `shell` for its POSIX shell. `may_exec`
-    lets what is written to /sandbox be executed, which languages that compile need. `cgroup_parent` is a cgroup of ours
-    to put it in, or empty for the daemon's own place. Raises ValueError for any other, and for a limit of zero or less,
-    which a daemon would take for "no limit".
+    lets what is written to /sandbox be executed, which languages that compile need. `preload` are modules that it
+    imports before it takes its code. `cgroup_parent` is a cgroup of ours to put it in, or empty for the daemon's own
+    place. Raises ValueError for any other, and for a limit of zero or less, which a daemon would take for "no limit".
     """
     if cgroup_parent and not _CGROUP.fullmatch(cgroup_parent):
         raise ValueError(f"{cgroup_parent!r} is no cgroup of ours")
@@ -48,7 +49,7 @@ def container_config(
     return {
         "Image": image,
         "Entrypoint": ["/bin/sh" if shell else "python3", "-c", boot],
-        "Cmd": [],
+        "Cmd": list(preload),
         "User": USER,
         "WorkingDir": "/sandbox",
         "Hostname": "sandbox",
@@ -119,6 +120,12 @@ def _host_config(runtime: str, limits: Limits, cgroup_parent: str, *, may_exec: 
     }
 
 
+def shape(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sandbox is, without what tells it from others: two of one shape serve a task equally well."""
+    host = {key: value for key, value in config["HostConfig"].items() if key != "CgroupParent"}
+    return {key: value for key, value in config.items() if key != "Labels"} | {"HostConfig": host}
+
+
 def violations(requested: Mapping[str, Any], effective: Mapping[str, Any]) -> list[str]:
     """How the container that the daemon made (ContainerInspect) differs from the one that was asked for.
 
@@ -133,8 +140,8 @@ def violations(requested: Mapping[str, Any], effective: Mapping[str, Any]) -> li
     config = effective.get("Config") or {}
     found += [
         f"{key} is {config.get(key)!r} instead of {requested[key]!r}"
-        for key in ("User", "Entrypoint", "Tty")
-        if config.get(key) != requested[key]
+        for key in ("User", "Entrypoint", "Cmd", "Tty")
+        if (config.get(key) or None) != (requested[key] or None)
     ]
     found += [f"{key} is emptied" for key in ("MaskedPaths", "ReadonlyPaths") if made.get(key) == []]
     found += [f"a volume is mounted at {mount.get('Destination')}" for mount in effective.get("Mounts") or ()]

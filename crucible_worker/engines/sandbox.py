@@ -2,25 +2,25 @@
 
 import dataclasses
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
 from typing import Any
 
-from crucible_worker.engines import policy, processes, verdict
-from crucible_worker.engines.cgroups import Cgroup, Cgroups
+from crucible_worker.engines import policy
+from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.counters import Meter
-from crucible_worker.engines.daemon import Attachment, Daemon, DaemonGoneError
-from crucible_worker.engines.follow import Cancel, Follower, Nobody, Witness, send
+from crucible_worker.engines.daemon import Daemon, DaemonGoneError
+from crucible_worker.engines.follow import KILL_SECONDS, Cancel, Follower, Nobody, Witness, send
 from crucible_worker.engines.frames import python_frame, shell_frame
-from crucible_worker.engines.output import Conversation, Trailer
+from crucible_worker.engines.judgement import judged
+from crucible_worker.engines.output import Conversation
+from crucible_worker.engines.prepared import Maker, Prepared, destroy
+from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Language, Limits, Reason, Run, as_bytes
-
-_BRIEF_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,74 +65,102 @@ class Sandboxes:
         self,
         daemon: Daemon,
         runtime: str,
+        undertaker: Undertaker,
         cgroups: Cgroups | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        *,
         live: set[str] | None = None,
+        on_trouble: Callable[[str, str], None] = lambda *_: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`runtime` is a name from the daemon's configuration, such as runc or runsc.
 
-        Without `cgroups`, what a sandbox has used is what the daemon says. `live` gets the names of the sandboxes that
-        are looked after: another one with our labels is a leftover.
+        The `undertaker` removes them: no verdict waits for that. `on_trouble` is told the id of one that did not end
+        as its verdict says, or cannot be removed, with a sentence about it. Without `cgroups`, what a sandbox has used
+        is what the daemon says. `live` gets the names of the sandboxes that are looked after: another one with our
+        labels is a leftover.
         """
         self._daemon = daemon
         self._cgroups = cgroups
         self.runtime = runtime
         self._clock = clock
-        self._live = set() if live is None else live
+        self._maker = Maker(daemon, cgroups, set() if live is None else live, clock)
+        self._undertaker = undertaker
+        self._on_trouble = on_trouble
         here = resources.files("crucible_worker.engines")
         self._boot = here.joinpath("boot.py").read_text(encoding="utf-8")
         self._boot_shell = here.joinpath("boot.sh").read_text(encoding="utf-8")
+
+    def prepare(
+        self,
+        language: Language,
+        limits: Limits,
+        labels: Mapping[str, str],
+        lap: Callable[[str], None] = lambda _: None,
+    ) -> Prepared:
+        """A sandbox that waits for a job of this language and these limits. Raises TaskError; see `Maker.make`."""
+        return self._maker.make(lambda parent: self._config(language, limits, labels, parent), lap)
+
+    def discard(self, prepared: Prepared) -> None:
+        """End a prepared sandbox that is not needed."""
+        self._maker.discard(prepared)
+
+    def shape(self, language: Language, limits: Limits) -> Mapping[str, Any]:
+        """What a prepared sandbox must be for such a job."""
+        return policy.shape(self._config(language, limits, {}, ""))
+
+    def _config(
+        self, language: Language, limits: Limits, labels: Mapping[str, str], cgroup_parent: str
+    ) -> dict[str, Any]:
+        return policy.container_config(
+            image=language.image,
+            runtime=self.runtime,
+            limits=limits,
+            labels=labels,
+            boot=self._boot_shell if language.command else self._boot,
+            shell=bool(language.command),
+            may_exec=language.exec,
+            cgroup_parent=cgroup_parent,
+            preload=language.preload,
+        )
 
     def run(
         self,
         job: Job,
         cancel: Cancel,
         witness: Witness = Nobody(),  # noqa: B008 - it has no state
+        prepared: Prepared | None = None,
     ) -> Run:
-        """Run one job to its verdict. `witness` is told of it as it goes.
+        """Run one job to its verdict, in a `prepared` sandbox of its shape or in a new one.
 
-        Raises TaskError where no verdict can be reached; engine_unavailable means that the code never started.
-        The sandbox is gone when this returns or raises, unless the daemon itself is.
+        `witness` is told of it as it goes. Raises TaskError where no verdict can be reached; engine_unavailable means
+        that the code never started. The sandbox may still be there when this ends; its code does not run any more.
         """
-        self._refuse_oversize(job)
-        name = f"crucible-{uuid.uuid4().hex}"
-        self._live.add(name)
-        try:
-            with ExitStack() as stack:
-                try:
-                    group = stack.enter_context(self._cgroups.one()) if self._cgroups else Cgroup()
-                except DaemonGoneError as error:
-                    raise TaskError(Reason.ENGINE_UNAVAILABLE, str(error)) from error
-                return self._run_in(group, name, job, cancel, witness)
-        finally:
-            self._live.discard(name)
-
-    def _run_in(self, group: Cgroup, name: str, job: Job, cancel: Cancel, witness: Witness) -> Run:
         watch = _Stopwatch(self._clock)
-        config = policy.container_config(
-            image=job.language.image,
-            runtime=self.runtime,
-            limits=job.limits,
-            labels=job.labels,
-            boot=self._boot_shell if job.language.command else self._boot,
-            shell=bool(job.language.command),
-            may_exec=job.language.exec,
-            cgroup_parent=group.parent,
-        )
         try:
-            container = self._daemon.create(name, config)
-        except DaemonGoneError as error:
-            # The daemon may have made it all the same; the name finds it.
-            self.destroy_quietly(name)
-            raise TaskError(Reason.ENGINE_UNAVAILABLE, str(error)) from error
-        try:
-            run = self._run_created(container, config, group, job, cancel, witness, watch)
+            self._refuse_oversize(job)
+            ready = prepared or self.prepare(job.language, job.limits, job.labels, watch.lap)
         except BaseException:
-            self.destroy_quietly(container)
+            if prepared:
+                self._undertaker.give(partial(self.discard, prepared))
             raise
-        self.destroy(container)
-        watch.lap("remove")
-        return dataclasses.replace(run, phases_ms=watch.phases)
+        try:
+            run, told = self._run_in(ready, job, cancel, witness, watch)
+        except BaseException:
+            self._undertaker.give(partial(self.discard, ready))
+            raise
+        self._undertaker.give(partial(self._bury, ready, told))
+        return dataclasses.replace(run, phases_ms=watch.phases, warm=prepared is not None)
+
+    def _bury(self, ready: Prepared, told: int | None) -> None:
+        """Remove a sandbox. One whose end was `told` by its supervisor is seen to that end before."""
+        with closing(ready):
+            try:
+                exit_code = told if told is None else self._daemon.wait(ready.container, KILL_SECONDS)
+                if exit_code != told:
+                    self._on_trouble(ready.container, f"its verdict says exit code {told}, the daemon {exit_code}")
+                destroy(self._daemon, ready.container)
+            except (TaskError, DaemonGoneError) as error:
+                self._on_trouble(ready.container, f"it is not removed yet: {error}")
 
     def _refuse_oversize(self, job: Job) -> None:
         size = len(job.code) + len(job.stdin) + sum(len(content) for content in job.files.values())
@@ -144,119 +172,44 @@ class Sandboxes:
         if any(name == taken or name.startswith(f"{taken}/") or taken.startswith(f"{name}/") for name in job.files):
             raise TaskError(Reason.INVALID_TASK, f"files must not contain {taken}, which is the code")
 
-    def _run_created(
-        self,
-        container: str,
-        config: Mapping[str, Any],
-        group: Cgroup,
-        job: Job,
-        cancel: Cancel,
-        witness: Witness,
-        watch: _Stopwatch,
-    ) -> Run:
+    def _run_in(
+        self, ready: Prepared, job: Job, cancel: Cancel, witness: Witness, watch: _Stopwatch
+    ) -> tuple[Run, int | None]:
+        """The verdict, and the exit code that the sandbox is going to end with if it has not ended yet."""
+        container, group = ready.container, ready.group
         witness.created(container)
-        image_id = self._verify(container, config)
-        watch.lap("create")
         meter = Meter(partial(group.counters, container), partial(self._daemon.counters, container))
         follower = Follower(self._daemon, container, job.limits, cancel, witness, meter, self._clock)
+        told = None
         with _once_started(follower.conversation):
-            with _lost(self._daemon.attach, container) as streams:
-                self._daemon.start(container)
-                watch.lap("start")
+            with closing(ready.streams) as streams:
                 send(streams.socket, job.frame())
                 follower.read(streams.socket, on_start=lambda: watch.lap("boot"))
             watch.lap("run" if follower.conversation.started else "boot")
-            exit_code, state = follower.finish()
+            if follower.concluded and not follower.ends.any():
+                told = _certain(follower)
+            exit_code, state = (told, {}) if told is not None else follower.finish()
         if meter.misled and self._cgroups:
             self._cgroups.give_up("the Docker Engine's cgroups are not those that this process sees")
-        elif group.parent:
+        elif group.parent and told is None:
             meter.take()
-        watch.lap("exit")
-        return self.judged(follower, container, (exit_code, state), job.language.image, image_id)
+        if told is None:
+            watch.lap("exit")
+        end = (exit_code, state)
+        run = judged(self._daemon, self.runtime, follower, container, end, job.language.image, ready.image_id)
+        return run, told
 
-    def judged(
-        self,
-        follower: Follower,
-        container: str,
-        end: tuple[int | None, Mapping[str, Any]],
-        image: str,
-        image_id: str,
-        unheard: Callable[[int | None], Trailer | None] = lambda _: None,
-    ) -> Run:
-        """The verdict on a sandbox that has come to its `end`: an exit code and a final state.
 
-        `unheard` says what to believe where its last words are missing and nobody else has ended it.
-        """
-        exit_code, state = end
-        conversation, ends = follower.conversation, follower.ends
-        trailer = conversation.finish()
-        # Asked only where it matters: an end that was not ours and without a word that fits it.
-        silent = (trailer is None or trailer.exit_status != exit_code) and exit_code not in {None, 0} and not ends.any()
-        oom_killed = bool(state.get("OOMKilled"))
-        befell = self._daemon.what_befell(container, state) if silent and not oom_killed else frozenset()
-        if trailer is None and not (befell or oom_killed or ends.any()):
-            trailer = unheard(exit_code)
-        evidence = verdict.Evidence(
-            runtime=self.runtime,
-            limits=follower.limits,
-            started=conversation.started,
-            exit_code=exit_code,
-            oom_killed=oom_killed or "oom" in befell,
-            timed_out=ends.timed_out,
-            flooded=ends.flooded,
-            cancelled=ends.cancelled,
-            killed_outside="kill" in befell,
-            trailer=trailer,
-            counters=follower.meter.counters,
-            daemon_error=str(state.get("Error") or ""),
-            stderr_excerpt=conversation.stderr.captured().data[-400:].decode("utf-8", "replace").strip(),
-        )
-        return Run(
-            verdict=verdict.judge(evidence),
-            stdout=conversation.stdout.captured(),
-            stderr=conversation.stderr.captured(),
-            runtime=self.runtime,
-            image=image,
-            image_id=image_id,
-            phases_ms={},
-            container_id=container,
-            cpu_ms=follower.meter.cpu_ms,
-            peak_memory_bytes=follower.meter.counters.peak_memory_bytes,
-            artifacts=follower.artifacts.artifacts(),
-        )
+def _certain(follower: Follower) -> int | None:
+    """The exit code to come, where its supervisor's word is enough for a verdict.
 
-    def _verify(self, container: str, config: Mapping[str, Any]) -> str:
-        """The image id of a created container whose isolation is what was asked for."""
-        effective = self._daemon.inspect(container)
-        if effective is None:
-            raise TaskError(Reason.ENGINE_UNAVAILABLE, "the sandbox vanished after it was made")
-        if effective.get("Mounts"):
-            where = ", ".join(str(mount.get("Destination")) for mount in effective["Mounts"])
-            raise TaskError(Reason.IMAGE_REFUSED, f"image {config['Image']} declares volumes ({where})")
-        if found := policy.violations(config, effective):
-            raise TaskError(Reason.ENGINE_UNAVAILABLE, f"the daemon weakened the sandbox: {'; '.join(found)}")
-        return str(effective["Image"])
-
-    def destroy(self, container: str) -> None:
-        """Remove a sandbox and see that it is gone. Raises TaskError (engine_error) if it is not."""
-        self._daemon.remove(container)
-        if self._daemon.inspect(container) is not None:
-            raise TaskError(Reason.ENGINE_ERROR, f"sandbox {container[:12]} is still there after its removal")
-
-    def destroy_quietly(self, container: str) -> None:
-        """Remove a sandbox on the way out of a failure, which must not be hidden by another.
-
-        A daemon that has just been silent gets little time: what stays is a leftover, and removed later.
-        """
-        daemon = Daemon(self._daemon.url, _BRIEF_SECONDS)
-        try:
-            daemon.remove(container)
-        except (TaskError, DaemonGoneError):
-            return
-        finally:
-            daemon.close()
-        # A runtime that failed has been seen to leave a process that the daemon does not know.
-        processes.kill(container)
+    It is known to be the supervisor's by a secret that no code has held. Unless it says that all went well, it takes
+    our own cgroup to tell whether the code was killed for want of memory or processes.
+    """
+    trailer = follower.conversation.trailer()
+    if trailer is None or (trailer.exit_status and follower.meter.counters.oom_kills is None):
+        return None
+    return trailer.exit_status
 
 
 @contextmanager
@@ -268,12 +221,3 @@ def _once_started(conversation: Conversation) -> Iterator[None]:
         if conversation.started and error.reason is Reason.ENGINE_UNAVAILABLE:
             raise TaskError(Reason.ENGINE_ERROR, str(error)) from error
         raise
-
-
-@contextmanager
-def _lost(attach: Callable[[str], Attachment], container: str) -> Iterator[Attachment]:
-    streams = attach(container)
-    try:
-        yield streams
-    finally:
-        streams.close()

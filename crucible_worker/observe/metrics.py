@@ -12,7 +12,7 @@ from crucible_worker.model import Reason
 PREFIX = "crucible_worker"
 POLLS = ("task", "empty", "error", "rejected")
 DELIVERIES = ("accepted", "already_settled", "rejected", "retry", "key_refused")
-PHASES = ("create", "start", "boot", "run", "exit", "remove")
+PHASES = ("create", "start", "boot", "run", "exit")
 JOURNAL_STATES = ("claimed", "pending", "events", "dead")
 OTHER = "other"
 _TASK_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from crucible_worker.engines import policy
-from crucible_worker.engines.sandbox import Sandboxes
+from crucible_worker.engines.prepared import Maker
 from crucible_worker.model import Limits
 
 HOST = "HostConfig"
@@ -122,5 +122,5 @@ def test_a_weaker_policy_shows(sandbox, host, monkeypatch, mutate, control):
         return config
 
     monkeypatch.setattr(policy, "container_config", weaker)
-    monkeypatch.setattr(Sandboxes, "_verify", lambda *_: "")
+    monkeypatch.setattr(Maker, "_verify", lambda *_: "")
     assert control in host.weaknesses(sandbox)

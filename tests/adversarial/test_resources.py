@@ -106,8 +106,10 @@ def expected(row: tuple, runtime: str) -> set[Reason]:
     return row[3] if runtime != "runc" and len(row) > 3 else row[2]
 
 
-def test_every_program_has_its_verdict(sandbox):
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_every_program_has_its_verdict(sandbox, warm):
     """Side by side, so that none takes anything from its neighbours either; neither memory nor a thread stays."""
+    sandbox.warm = warm
     sandbox.all("", "", "", "", **LIMITS)
     threads, memory = threading.active_count(), resident_bytes()
     runs = sandbox.all(*(row[1] for row in PROGRAMS), **LIMITS)

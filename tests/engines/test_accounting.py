@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from crucible_worker.engines.cgroups import Cgroups
-from crucible_worker.engines.sandbox import Sandboxes
 from crucible_worker.model import Reason
 
 KNOWN_COST = """
@@ -75,7 +74,7 @@ def test_a_worker_that_sees_no_cgroups_asks_the_daemon_or_says_that_it_does_not_
     elsewhere = Cgroups("t", sandbox.daemon.info, sandbox.daemon.url, tmp_path)
     for controller in ("memory", "cpuacct", "pids"):
         (tmp_path / controller).mkdir()
-    sandbox.use(Sandboxes(sandbox.daemon, sandbox.runtime, elsewhere))
+    sandbox.use(sandbox.sandboxes(elsewhere))
     for _ in range(2):
         run = sandbox("print('done')")
         assert run.stdout.data == b"done\n"

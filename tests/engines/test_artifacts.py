@@ -203,6 +203,7 @@ x' </dev/null; : >'*'; : >..y; echo done
         run, many = sandbox.all(script, "cd out; for n in $(seq 300); do : >$n; done", language=language,
                                 artifact_bytes=4096)  # fmt: skip
     finally:
+        sandbox.undertaker.finish(60)
         client.remove_image(tag)
         client.close()
     assert (run.verdict.exit_code, run.stdout.data, run.stderr.data) == (0, b"done\n", b"")

@@ -44,7 +44,8 @@ class House:
 def house(daemon, sandbox_image):
     made = House(daemon, sandbox_image)
     yield made
-    left = made.daemon.containers({"crucible.worker": made.worker})
+    assert made.fleet.close(60)
+    left = daemon.containers({"crucible.worker": made.worker})
     for container in left:
         daemon.remove(container["Id"])
     made.close()

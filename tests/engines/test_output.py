@@ -188,7 +188,7 @@ def test_something_longer_than_a_prefix_that_is_not_one():
 def test_both_streams_count_towards_the_limit_while_they_come():
     peer = Conversation(10)
     peer.feed(packed(STDOUT, PREFIX + bytes(1000)) + packed(STDERR, bytes(500)))
-    assert 1500 - 18 <= peer.output_bytes <= 1500
+    assert 1500 - 18 - 16 <= peer.output_bytes <= 1500
 
 
 def test_memory_of_a_conversation_does_not_grow():
@@ -199,3 +199,28 @@ def test_memory_of_a_conversation_does_not_grow():
     assert peer.finish() is None
     assert peer.output_bytes == 2 * 200 << 16
     assert len(peer.stdout._tail) + len(peer.stdout._head) <= 2000
+
+
+MARKED = packed(STDOUT, PREFIX + b"out" + SECRET + b"E\x00"), packed(STDERR, b"err" + SECRET)
+
+
+@pytest.mark.parametrize("messages", [MARKED, MARKED[::-1]], ids=["stdout first", "stderr first"])
+def test_all_is_said_once_both_streams_have_their_marks(messages):
+    peer = Conversation(1000)
+    whole = b"".join(messages)
+    for at in range(len(whole)):
+        assert not peer.complete
+        peer.feed(whole[at : at + 1])
+    assert peer.complete
+    assert peer.finish() == Trailer(exit_code=0)
+    assert (peer.stdout.captured().data, peer.stderr.captured().data) == (b"out", b"err")
+
+
+@given(st.binary(max_size=60), cuts)
+def test_errors_without_a_mark_are_kept_whole(said, sizes):
+    peer = Conversation(1000)
+    for piece in pieces(packed(STDOUT, PREFIX) + packed(STDERR, said), sizes):
+        peer.feed(piece)
+    assert not peer.complete
+    peer.finish()
+    assert peer.stderr.captured().data == said

@@ -7,12 +7,14 @@ import tarfile
 import threading
 import tracemalloc
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.sandbox import Job, Sandboxes
+from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Language, Limits, Reason, Status
 
@@ -85,11 +87,19 @@ def descriptors_open(daemon: Daemon) -> int:
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_leaks(daemon, sandbox_image):
     """However many sandboxes these tests run, no thread and no descriptor of this process stays behind."""
-    Sandboxes(daemon, "runc").run(Job("", "", Language(sandbox_image), Limits(), {}), threading.Event())
+    with undertaker(daemon) as ends:
+        Sandboxes(daemon, "runc", ends).run(Job("", "", Language(sandbox_image), Limits(), {}), threading.Event())
     threads, descriptors = threading.active_count(), descriptors_open(daemon)
     yield
     assert threading.active_count() <= threads
     assert descriptors_open(daemon) <= descriptors
+
+
+@contextmanager
+def undertaker(daemon):
+    made = Undertaker(daemon.close)
+    yield made
+    assert made.close(60)
 
 
 def error_of(call, *args, **kwargs) -> TaskError:
@@ -107,7 +117,7 @@ def test_a_run_tells_all_there_is_to_know(sandbox):
     assert (run.runtime, run.image, run.warm) == (sandbox.runtime, sandbox.image, False)
     assert run.image_id == sandbox.daemon.image(sandbox.image)["Id"]
     assert told == [run.container_id]
-    assert set(run.phases_ms) == {"create", "start", "boot", "run", "exit", "remove"}
+    assert set(run.phases_ms) == {"create", "start", "boot", "run"}
     assert all(ms >= 0 for ms in run.phases_ms.values())
 
 
@@ -435,6 +445,7 @@ def test_what_an_image_declares_does_not_weaken_the_sandbox(sandbox, docker_clie
     try:
         run = sandbox("import os\nprint(os.getuid(), os.getcwd(), os.environ['HOME'], os.environ['A'])", image=image)
     finally:
+        sandbox.undertaker.finish(60)
         docker_client.remove_image(image)
     assert run.stdout.data == b"65534 /sandbox /sandbox b\n"
 
@@ -442,7 +453,8 @@ def test_what_an_image_declares_does_not_weaken_the_sandbox(sandbox, docker_clie
 @pytest.mark.engine
 def test_a_runtime_that_is_not_there(daemon, sandbox_image):
     job = Job("", "", Language(sandbox_image), Limits(), {})
-    error = error_of(Sandboxes(daemon, "no-such-runtime").run, job, threading.Event())
+    with undertaker(daemon) as ends:
+        error = error_of(Sandboxes(daemon, "no-such-runtime", ends).run, job, threading.Event())
     assert error.reason is Reason.ENGINE_UNAVAILABLE
     assert "no-such-runtime" in str(error)
 
@@ -452,9 +464,34 @@ def test_a_runtime_that_is_not_there(daemon, sandbox_image):
 def test_a_daemon_that_is_not_there(tmp_path):
     job = Job("", "", Language("image"), Limits(), {})
     nowhere = f"unix://{tmp_path}/none.sock"
-    error = error_of(Sandboxes(Daemon(nowhere), "runc").run, job, threading.Event())
+    away = Daemon(nowhere)
+    with undertaker(away) as ends:
+        error = error_of(Sandboxes(away, "runc", ends).run, job, threading.Event())
     assert error.reason is Reason.ENGINE_UNAVAILABLE
     said = f"the Docker Engine at {nowhere} does not answer (create a sandbox): [Errno 2] No such file or directory"
     assert str(error) == said
     del error
     gc.collect()
+
+
+def test_an_end_that_is_not_as_it_was_told_is_noticed(sandbox):
+    """A verdict does not wait for its sandbox; what the daemon says later must agree."""
+    waiting = sandbox._sandboxes.prepare(Language(sandbox.image), Limits(), sandbox.labels)
+    waiting.streams.close()
+    sandbox._sandboxes._bury(waiting, 7)
+    assert sandbox.troubles == ["its verdict says exit code 7, the daemon 0"]
+    sandbox.troubles.clear()
+
+
+def test_a_verdict_comes_before_its_sandbox_has_ended(sandbox):
+    """Whatever the daemon still has to do: here it is not even asked for the exit code."""
+    asked = []
+    sandbox.undertaker.give = asked.append
+    runs = [
+        sandbox(code) for code in ("print('out')", "import sys\nsys.exit('err')", "import os\nos.kill(os.getpid(), 9)")
+    ]
+    assert [(run.verdict.exit_code, run.verdict.signal, run.stdout.data, run.stderr.data) for run in runs] == [
+        (0, None, b"out\n", b""), (1, None, b"", b"err\n"), (None, 9, b"", b""),
+    ]  # fmt: skip
+    assert all("exit" not in run.phases_ms for run in runs)
+    assert [job() for job in asked] == [None] * 3

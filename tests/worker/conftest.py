@@ -1,8 +1,9 @@
 import contextlib
+import time
 
 import pytest
 from scripted_queue import ScriptedQueue
-from scripted_server import ScriptedServer
+from scripted_server import PATIENCE, ScriptedServer
 from worker_process import Starter, sandboxes
 
 
@@ -41,6 +42,10 @@ def start(queue, tmp_path):
 def start_worker(docker, start):
     """Starts a worker on the real engine. At the end of the test no sandbox of it may be left."""
     yield start
+    # A verdict is told before its sandbox is gone.
+    until = time.monotonic() + PATIENCE
+    while start.alive() and sandboxes(docker, start.worker_id) and time.monotonic() < until:
+        time.sleep(0.05)
     start.close()
     left = sandboxes(docker, start.worker_id)
     for container in left:

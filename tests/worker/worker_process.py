@@ -125,6 +125,7 @@ def environment(queue_url: str, state_dir: object, worker_id: str) -> dict[str, 
         "CRUCIBLE_HEALTH_ADDRESS": "127.0.0.1:0",
         "CRUCIBLE_ENGINES": "docker=runc",
         "CRUCIBLE_POLL_WAIT": "0",
+        "CRUCIBLE_WARM": "0",
         "CRUCIBLE_POLL_INTERVAL": "0.05",
         "CRUCIBLE_POLL_BACKOFF": "0.1",
         "CRUCIBLE_POLL_BACKOFF_MAX": "0.5",
@@ -144,6 +145,10 @@ class Starter:
         started = WorkerProcess(environment(self._queue_url, self.state_dir, self.worker_id) | settings)
         self._running.append(started)
         return started
+
+    def alive(self) -> bool:
+        """Whether any of them still runs."""
+        return any(worker.process.poll() is None for worker in self._running)
 
     def close(self) -> None:
         for worker in self._running:
