@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crucible_worker.engines import policy
+from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon
+from crucible_worker.engines.follow import Nobody, Witness
+from crucible_worker.engines.prepared import Prepared
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.model import Language, Limits, Reason
@@ -35,7 +38,10 @@ class Contender(Protocol):
     name: str
 
     def run(self, code: str) -> Sample:
-        """From the call to the result, clean-up included. May be called by several threads. Raises RuntimeError."""
+        """From the call to the result. May be called by several threads. Raises RuntimeError."""
+
+    def settle(self) -> None:
+        """Wait for the clean-up of what has run."""
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -48,19 +54,46 @@ class Crucible:
 
     def __init__(self, url: str, image: str, runtime: str) -> None:
         self._daemon = Daemon(url)
-        self._image = image
-        self._undertaker = Undertaker()
-        self._sandboxes = Sandboxes(self._daemon, runtime, self._undertaker)
+        self._language = Language(image)
+        self._undertaker = Undertaker(self._daemon.close)
+        self._sandboxes = Sandboxes(
+            self._daemon, runtime, self._undertaker, Cgroups("bench", self._daemon.info, self._daemon.url)
+        )
 
-    def run(self, code: str) -> Sample:
+    def prepare(self) -> Prepared | None:
+        """What may be done before the task comes: nothing."""
+        return None
+
+    def spend(self, code: str, prepared: Prepared | None, witness: Witness | None = None) -> Sample:
+        """From the task to its verdict."""
         began = time.perf_counter()
-        run = self._sandboxes.run(Job(code, "", Language(self._image), LIMITS, LABELS), threading.Event())
+        job = Job(code, "", self._language, LIMITS, LABELS)
+        run = self._sandboxes.run(job, threading.Event(), witness or Nobody(), prepared)
         if run.verdict.reason is not Reason.EXITED:
             raise RuntimeError(f"{run.verdict.reason}: {run.stderr.data[-200:]!r}")
         return Sample((time.perf_counter() - began) * 1000, run.stdout.total_bytes)
 
+    def run(self, code: str) -> Sample:
+        return self.spend(code, self.prepare())
+
+    def settle(self) -> None:
+        self._undertaker.finish(120)
+
     def close(self) -> None:
+        self._undertaker.close(120)
         self._daemon.close()
+
+
+class Warm(Crucible):
+    """A sandbox that waits for its task; making it is not counted in a sample, but in the tasks a second."""
+
+    name = "crucible warm"
+
+    def prepare(self) -> Prepared:
+        prepared = self._sandboxes.prepare(self._language, LIMITS, LABELS)
+        if not prepared.is_up(30):
+            raise RuntimeError("a warm sandbox did not come up")
+        return prepared
 
 
 class Cli:
@@ -82,6 +115,9 @@ class Cli:
         if done.returncode:
             raise RuntimeError(done.stderr[-300:].decode())
         return Sample((time.perf_counter() - began) * 1000, len(done.stdout))
+
+    def settle(self) -> None:
+        """There is nothing left to do."""
 
     def close(self) -> None:
         """Every container has removed itself."""
@@ -136,6 +172,9 @@ class Sdk:
             self._local.client = docker.APIClient(base_url=self._url, version="auto")
         return self._local.client
 
+    def settle(self) -> None:
+        """There is nothing left to do."""
+
     def close(self) -> None:
         """Every container has been removed."""
 
@@ -163,6 +202,9 @@ class Peer:
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return Sample(answer["ms"], answer["bytes"])
+
+    def settle(self) -> None:
+        """There is nothing left to do."""
 
     def close(self) -> None:
         self._process.kill()

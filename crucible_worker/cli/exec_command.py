@@ -55,10 +55,10 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     given = tuple(args.arg)
     tasks = [Task(n, read_code(n), args.language, args.engine, args.timeout, args=given) for n in args.files]
     fleet = composition.fleet(settings)
-    fleet.probe_all()
-    engine = _engine(fleet, args.engine)
     completed = True
     try:
+        fleet.probe_all()
+        engine = _engine(fleet, args.engine)
         for task in tasks:
             completed &= _show(_evaluate(fleet, engine, task, settings), as_json=args.json, alone=len(tasks) == 1)
     finally:

@@ -22,9 +22,8 @@ STEPS = [
     ("start", BEFORE, 1), ("start", AFTER, 1),
     ("output", BEFORE, 1), ("output", AFTER, 1),
     ("wait", BEFORE, 1), ("wait", AFTER, 1),
-    ("inspect", BEFORE, 2), ("inspect", AFTER, 2),
     ("remove", BEFORE, 1), ("remove", AFTER, 1),
-    ("inspect", AFTER, 3),
+    ("inspect", BEFORE, 2), ("inspect", AFTER, 2),
     ("settle", BEFORE, 1), ("settle", AFTER, 1),
 ]  # fmt: skip
 QUEUE_STEPS = {"poll", "settle"}

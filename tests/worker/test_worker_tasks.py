@@ -26,7 +26,7 @@ def test_a_task_is_completed_with_its_result(queue, start_worker):
     assert result["limits"]["timeout_seconds"] == 20
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", result["started_at"])
     assert result["duration_ms"] > 0
-    assert {"create_ms", "start_ms", "run_ms", "remove_ms"} <= result["phases"].keys()
+    assert {"create_ms", "start_ms", "run_ms"} <= result["phases"].keys()
     worker.event("result_delivered", eval_id="hello", kind="complete")
     assert worker.stop() == 0
     assert len(queue.settlements()) == 1
