@@ -145,6 +145,10 @@ def _pairs(text: str) -> Mapping[str, str]:
     return types.MappingProxyType(pairs)
 
 
+def _patterns(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
 def _languages(text: str) -> Mapping[str, Language]:
     """NAME=IMAGE pairs, or a JSON object whose values are images or objects with the fields of a Language."""
     if not text.lstrip().startswith("{"):
@@ -229,6 +233,12 @@ class Settings:
         "python=crucible-sandbox:python",
         _languages,
         "the sandbox image of each language; tables (or JSON) with image, command and file for others than python",
+    )
+    pull: str = _setting(
+        "never", _one_of("never", "missing"), "whether an image that is not on this host is fetched from its registry"
+    )
+    images_allowed: tuple[str, ...] = _setting(
+        "", _patterns, "the images that may be used, as patterns such as registry.local/*; empty allows all"
     )
     memory: int = _setting("256m", _bytes, "memory of a sandbox; swap is never added")
     cpus: float = _setting("1", _number, "CPUs of a sandbox")
@@ -322,12 +332,16 @@ class Loaded:
         rows = []
         for name, source in self.sources.items():
             value = getattr(self.settings, name)
-            shown = ",".join(f"{k}={_shown(v)}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+            shown = _shown(value)
             rows.append((name, without_password(shown), source))
         return rows
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={_shown(item)}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return ",".join(value)
     if isinstance(value, Language):
         return value.image + (f" ({' '.join(value.command)})" if value.command else "")
     return str(value)

@@ -51,6 +51,8 @@ def fleet(
         fallback=settings.engine_fallback == "docker",
         limits=settings.limits(),
         labels={"crucible.worker": settings.worker_id, "crucible.boot": boot_id},
+        pull=settings.pull == "missing",
+        images_allowed=settings.images_allowed,
         on_change=on_change,
         on_trouble=on_trouble,
         warm=warm,

@@ -25,7 +25,8 @@ Exit codes: 0 all completed, 1 one did not, 64 usage, 69 no engine works."""
 _END_SECONDS = 20.0
 _SETTINGS = frozenset(
     {
-        "docker_host", "engines", "engine_fallback", "languages", "memory", "cpus", "processes", "open_files",
+        "docker_host", "engines", "engine_fallback", "languages", "pull", "images_allowed",
+        "memory", "cpus", "processes", "open_files",
         "file_size", "tmp_size", "output", "output_limit", "artifacts", "timeout_max",
     }
 )  # fmt: skip

@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "queue": "serve the embedded queue",
     "demo": "show a queue, a worker and a handful of evaluations",
     "image": "build or check the sandbox image, offline",
+    "doctor": "look at everything that a worker needs, and say what mends it",
     "journal": "look at what waits for the queue, and at what it refused",
     "cleanup": "remove sandboxes that a worker of this id has left behind",
     "healthcheck": "ask a running worker whether it is healthy",

@@ -162,6 +162,31 @@ class Daemon:
             except docker.errors.ImageNotFound:
                 return None
 
+    def pull(self, name: str, seconds: float) -> None:
+        """Have an image fetched from its registry (ImageCreate), within `seconds` in all.
+
+        Raises TaskError (image_missing) with what the registry or the daemon says.
+        """
+        import docker.errors
+        import docker.utils
+
+        deadline = time.monotonic() + seconds
+        repository, tag = docker.utils.parse_repository_tag(name)
+        with self._errors("pull an image"):
+            try:
+                for said in self._client().pull(repository, tag or "latest", stream=True, decode=True):
+                    if "error" in said:
+                        raise TaskError(Reason.IMAGE_MISSING, f"image {name} cannot be pulled: {said['error']}")
+                    if time.monotonic() > deadline:
+                        words = f"image {name} was not pulled within {seconds:.0f} seconds; load it beforehand"
+                        raise TaskError(Reason.IMAGE_MISSING, words)
+            except docker.errors.APIError as error:
+                words = f"image {name} cannot be pulled: {_explained(error)}"
+                raise TaskError(Reason.IMAGE_MISSING, words) from error
+            finally:
+                # A stream that was left in the middle must not serve another call.
+                self.close()
+
     def remove_image(self, name: str) -> None:
         """Take a name off an image, and the image away if that was its last. One that is gone, or in use, stays so."""
         self._allowing({404, 409}, "remove an image", lambda client: client.remove_image(name))

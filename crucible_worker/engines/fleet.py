@@ -7,13 +7,14 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from crucible_worker.engines.adoption import adopt
 from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.engines.follow import Cancel, Nobody, Witness
+from crucible_worker.engines.images import Images
 from crucible_worker.engines.prepared import Prepared
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.engines.undertaker import Undertaker
@@ -54,13 +55,16 @@ class Fleet:
         on_change: Callable[[str, EngineState], None] = lambda *_: None,
         on_trouble: Callable[..., None] = lambda *_, **__: None,
         warm: int = 0,
+        pull: bool = False,
+        images_allowed: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`engines` maps names to OCI runtimes, `languages` to how they are run.
 
         `labels` mark every sandbox as ours. `on_change` is told of an engine whose state has changed, at the first
         probe of each one too. So many `warm` sandboxes are kept for each engine and language, while `warmth` runs.
-        `on_trouble` is told an event's name and details of what goes wrong beside the tasks.
+        Images that are missing are fetched with `pull`, if `images_allowed` has a pattern for them. `on_trouble` is
+        told an event's name and details of what goes wrong beside the tasks.
         """
         self.live: set[str] = set()
         self._daemon = daemon
@@ -85,6 +89,7 @@ class Fleet:
             on_trouble=lambda words: on_trouble("warm_pool_not_filled", detail=words),
         )
         self._running = 0
+        self._images = Images(daemon, pull=pull, allowed=images_allowed)
         self._languages = languages
         self._fallback = fallback
         self._limits = limits
@@ -151,7 +156,7 @@ class Fleet:
         limits = Limits(timeout_seconds=CANARY_SECONDS)
         job = Job(_CANARY, "", language, limits, self._labelled(f"canary-{name_of_language}", limits))
         try:
-            run = sandboxes.run(job, threading.Event())
+            run = self._with_image(language.image, lambda: sandboxes.run(job, threading.Event()))
         except (TaskError, DaemonGoneError) as error:
             self._note(name, str(error))
             return False
@@ -205,7 +210,8 @@ class Fleet:
         job = Job(task.code, task.stdin, self._language_of(task), limits, labels, task.args, task.files)
         try:
             with self._counted():
-                run = self._run(name, task.language, job, cancel, witness)
+                image = job.language.image
+                run = self._with_image(image, lambda: self._run(name, task.language, job, cancel, witness))
         except DaemonGoneError as error:
             self._note_all(str(error))
             raise TaskError(Reason.ENGINE_ERROR, str(error)) from error
@@ -217,6 +223,16 @@ class Fleet:
             raise
         self._failures.pop(name, None)
         return run
+
+    def _with_image(self, image: str, call: Callable[[], Run]) -> Run:
+        self._images.check(image)
+        try:
+            return call()
+        except TaskError as error:
+            if error.reason is not Reason.IMAGE_MISSING:
+                raise
+            self._images.fetch(image, error)
+        return call()
 
     def _run(self, name: str, language: str, job: Job, cancel: Cancel, witness: Witness) -> Run:
         sandboxes = self._sandboxes[name]
@@ -246,7 +262,9 @@ class Fleet:
     def _prepare(self, engine: str, language: str) -> Prepared:
         lasting = dataclasses.replace(self._limits, timeout_seconds=MAX_AGE_SECONDS + self._limits.timeout_seconds)
         labels = self._labelled("warm", lasting)
-        return self._sandboxes[engine].prepare(self._languages[language], self._limits, labels)
+        wanted = self._languages[language]
+        self._images.check(wanted.image)
+        return self._sandboxes[engine].prepare(wanted, self._limits, labels)
 
     def _may_prepare(self, engine: str) -> bool:
         """Making a sandbox is CPU-bound: tasks come first, where they would have to share."""
