@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -159,6 +160,14 @@ def tls_context(ca_file: str = "", client_cert: str = "", client_key: str = "") 
                 ExitCode.USAGE, f"CRUCIBLE_CLIENT_CERT {client_cert} cannot be used with its key: {error}."
             ) from None
     return context
+
+
+def proxy_of(url: str) -> str:
+    """The proxy that the environment names for a URL, or an empty text (urllib.request.getproxies)."""
+    parts = urllib.parse.urlsplit(url)
+    if urllib.request.proxy_bypass(parts.hostname or ""):
+        return ""
+    return urllib.request.getproxies().get(parts.scheme, "")
 
 
 class HttpTransport:

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +22,9 @@ from crucible_worker.cli import composition
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.engines.images import refusal
 from crucible_worker.errors import ExitError, KeyRefusedError, RejectedError, RetryError, TaskError
+from crucible_worker.events.redis_pubsub import RedisPubSub
 from crucible_worker.settings import Loaded, Settings
-from crucible_worker.transport import tls_context
+from crucible_worker.transport import proxy_of, tls_context
 
 PASS, FAIL, WARN, SKIP = "pass", "fail", "warn", "skip"
 OLDEST_PYTHON = (3, 11)
@@ -269,7 +269,7 @@ class Examination:
     def _peer(self, name: str, url: str) -> Iterator[Check]:
         """Address, connection and TLS of an HTTP peer."""
         parts = urllib.parse.urlsplit(url)
-        proxy = _proxy(parts)
+        proxy = proxy_of(url)
         if proxy:
             parts = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
         host, port = parts.hostname or "", _port(parts)
@@ -336,12 +336,6 @@ def _variable(name: str) -> str:
     }[name]
 
 
-def _proxy(parts: urllib.parse.SplitResult) -> str:
-    if urllib.request.proxy_bypass(parts.hostname or ""):
-        return ""
-    return urllib.request.getproxies().get(parts.scheme, "")
-
-
 def _port(parts: urllib.parse.SplitResult) -> int:
     return parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -364,15 +358,13 @@ def _connected(host: str, port: int, via: str, mend: str) -> str:
 
 
 def _redis(url: str) -> str:
-    import redis
-
-    client = redis.Redis.from_url(url, socket_connect_timeout=_CALL_SECONDS / 2, socket_timeout=_CALL_SECONDS / 2)
+    bus = RedisPubSub(url)
     try:
-        client.ping()
-    except redis.exceptions.AuthenticationError:
-        raise _NotWellError("Redis refuses the password", "put the right one into EVENT_BUS_URL", WARN) from None
-    except redis.exceptions.RedisError as error:
-        raise _NotWellError(f"Redis: {error}", "set EVENT_BUS_URL to where Redis is, or to none", WARN) from None
+        bus.ping()
+    except KeyRefusedError as error:
+        raise _NotWellError(str(error), "put the right user and password into EVENT_BUS_URL", WARN) from None
+    except (RetryError, RejectedError) as error:
+        raise _NotWellError(str(error), "set EVENT_BUS_URL to where Redis is, or to none", WARN) from None
     finally:
-        client.close()
+        bus.close()
     return "Redis answers"

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ _DEVICES = {
     "zero",
 }  # fmt: skip
 _GVISOR_DEVICES = {"fuse", "net"}  # served by its own kernel
-_OWN_NAMESPACES = ("mnt", "pid", "net", "ipc", "uts")
+_OWN_NAMESPACES = ("mnt", "net", "ipc", "uts")
 _OUT_OF_MEMORY = "x = []\nwhile True: x.append(bytearray(b'x' * (1 << 20)))"
 _OUT_OF_PROCESSES = """
 import os, time
@@ -85,7 +86,7 @@ def _looked_at(
         if not prepared.is_up(_BOOT_SECONDS):
             raise TaskError(Reason.ENGINE_UNAVAILABLE, "the sandbox did not come up")
         inspected = daemon.inspect(prepared.container) or {}
-        outside = _namespaces(inspected)
+        outside = _namespaces(inspected, plain=sandboxes.runtime == policy.PLAIN_RUNTIME)
     except BaseException:
         sandboxes.discard(prepared)
         raise
@@ -118,10 +119,12 @@ def _run(
 
 def _tried(sandboxes: Sandboxes, language: Language, labels: Mapping[str, str]) -> Iterator[Control]:
     """Limits that only show when somebody runs into them."""
+    roomy = Limits(timeout_seconds=20.0, memory_bytes=512 << 20, processes=LIMITS.processes)
+    plain = sandboxes.runtime == policy.PLAIN_RUNTIME
     short = Limits(timeout_seconds=1.0, memory_bytes=LIMITS.memory_bytes, processes=LIMITS.processes)
     cases: Iterable[tuple[str, str, Limits, Callable[[Run], bool]]] = [
         ("memory limit", _OUT_OF_MEMORY, LIMITS, lambda run: run.verdict.reason is Reason.OUT_OF_MEMORY),
-        ("process limit", _OUT_OF_PROCESSES, LIMITS, _few_processes),
+        ("process limit", _OUT_OF_PROCESSES, roomy, partial(_few_processes, plain=plain)),
         ("time limit", _OUT_OF_TIME, short, lambda run: run.verdict.reason is Reason.TIMEOUT),
     ]
     for name, code, limits, holds in cases:
@@ -134,9 +137,9 @@ def _tried(sandboxes: Sandboxes, language: Language, labels: Mapping[str, str]) 
         yield Control(name, "tried", holds(run), f"{run.verdict.reason}{f', {said} processes' if said else ''}")
 
 
-def _few_processes(run: Run) -> bool:
+def _few_processes(run: Run, *, plain: bool) -> bool:
     """Whether it could not make many; gVisor's kernel ends altogether when it gets no further thread."""
-    if run.verdict.reason in {Reason.PROCESS_LIMIT, Reason.OUT_OF_MEMORY}:
+    if run.verdict.reason is Reason.PROCESS_LIMIT or (run.verdict.reason is Reason.OUT_OF_MEMORY and not plain):
         return True
     said = run.stdout.data.strip()
     return said.isdigit() and int(said) < 300
@@ -148,13 +151,17 @@ def inside(facts: Mapping[str, Any], limits: Limits, *, plain: bool) -> Iterator
     yield Control("not root", "inside", uids == {65534}, f"user and groups {sorted(uids)}")
     held = sorted(name for name, value in facts["capabilities"].items() if int(value or "1", 16))
     yield Control("no capabilities", "inside", not held, ", ".join(held) or "none")
-    yield Control("no new privileges", "inside", facts["no_new_privs"] == "1", facts["no_new_privs"] or "unknown")
+    yield Control("no new privileges", "inside", facts["no_new_privs"] == 1, f"prctl says {facts['no_new_privs']}")
     yield Control(
         "system calls filtered", "inside", facts["seccomp"] == "2" or not plain,
         f"seccomp {facts['seccomp'] or 'unknown'}" if plain else "gVisor's own kernel answers them",
     )  # fmt: skip
     attempts = facts["attempts"]
-    yield _refused("read-only root", attempts["write to the root"])
+    sealed = "ro" in (facts["mounts"].get("/") or ()) or not plain
+    outcome = attempts["write to the root"]
+    yield Control(
+        "read-only root", "inside", sealed and outcome != "allowed", outcome if sealed else "mounted writable"
+    )
     yield _refused("kernel settings out of reach", attempts["write to /proc"])
     yield _refused("no mounting", attempts["mount"])
     wanted = {"rw", "nosuid", "nodev"} if plain else {"rw"}
@@ -194,15 +201,19 @@ def as_asked(inspected: Mapping[str, Any]) -> Control:
     return Control("made as asked", "outside", not wrong, "; ".join(wrong) or "the engine agrees")
 
 
-def _namespaces(inspected: Mapping[str, Any]) -> Control:
-    """Whether the sandbox's first process shares a namespace with this one. Cannot be seen of a remote engine."""
+def _namespaces(inspected: Mapping[str, Any], *, plain: bool) -> Control:
+    """Whether the sandbox's first process shares a namespace with this one. Cannot be seen of a remote engine.
+
+    gVisor gives its code process ids of its own; its kernel itself is a process among the host's.
+    """
+    kinds = (*_OWN_NAMESPACES, "pid") if plain else _OWN_NAMESPACES
     name, pid = "namespaces of its own", (inspected.get("State") or {}).get("Pid")
     try:
         shared = [
             kind
-            for kind in _OWN_NAMESPACES
+            for kind in kinds
             if Path(f"/proc/{pid}/ns/{kind}").readlink() == Path(f"/proc/{os.getpid()}/ns/{kind}").readlink()
         ]
     except OSError:
         return Control(name, "outside", None, "this process may not look")
-    return Control(name, "outside", not shared, ", ".join(shared) or ", ".join(_OWN_NAMESPACES))
+    return Control(name, "outside", not shared, ", ".join(shared) or ", ".join(kinds))

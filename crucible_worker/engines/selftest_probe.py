@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PR_GET_NO_NEW_PRIVS = 39  # linux/prctl.h
+
 
 def attempt(deed: "Callable[[], object]") -> str:
     """What came of it: allowed, or the name of the error that kept it from happening."""
@@ -61,7 +63,7 @@ own = status()
 facts = {
     "ids": [*os.getresuid(), *os.getresgid(), *os.getgroups()],
     "capabilities": {name: own.get(name, "").strip() for name in ("CapEff", "CapPrm", "CapInh", "CapBnd")},
-    "no_new_privs": own.get("NoNewPrivs", "").strip(),
+    "no_new_privs": ctypes.CDLL(None).prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0),
     "seccomp": own.get("Seccomp", "").strip(),
     "mounts": {path: options for path, options in mounts().items() if path in ("/", "/sandbox", "/tmp")},
     "interfaces": interfaces(),

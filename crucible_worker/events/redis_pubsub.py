@@ -41,6 +41,11 @@ class RedisPubSub:
         with _faults():
             self._client.publish(f"evaluation:{event.kind}", json.dumps(dict(event.data)))
 
+    def ping(self) -> None:
+        """See whether Redis answers. Raises what `publish` raises."""
+        with _faults():
+            self._client.ping()
+
     def close(self) -> None:
         """Close the connection. A later `publish` opens it again."""
         self._client.close()

@@ -1,0 +1,19 @@
+"""What the documents claim to be shown by a test is shown by one that exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+DOCS = TESTS.parent / "docs"
+REFERENCE = re.compile(r"`([\w/]*test_\w+\.py)(?:::(test_\w+))?`")
+
+
+@pytest.mark.parametrize("page", ["reliability.md", "security.md"])
+def test_every_test_that_is_named_exists(page):
+    found = REFERENCE.findall((DOCS / page).read_text(encoding="utf-8"))
+    assert len(found) > 5
+    for file, name in found:
+        source = (TESTS / file).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in source, f"{file}::{name}"
