@@ -37,6 +37,21 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
+def return_memory() -> None:
+    """Have the C library give memory back that output has taken: by default it keeps some for each thread, for ever.
+
+    Values of malloc.h (mallopt(3)). A libc without mallopt goes without.
+    """
+    import ctypes
+
+    arena_max, mmap_threshold, trim_threshold = -8, -3, -1
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(arena_max, 2)
+        mallopt(mmap_threshold, 1 << 17)
+        mallopt(trim_threshold, 1 << 17)
+
+
 def next_signal(seconds: float) -> int | None:
     """The next signal to this worker within `seconds`, or None."""
     info = signal.sigtimedwait(SIGNALS, seconds)

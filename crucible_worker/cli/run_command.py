@@ -31,6 +31,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         for name, value, source in loaded.rows():
             print(f"{name:<22} {value or '(empty)':<40} {source}")
         return ExitCode.OK
+    lifecycle.return_memory()
     # Late: the libraries behind it take most of the start-up time.
     from crucible_worker.cli.service import Service
 

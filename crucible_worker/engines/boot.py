@@ -164,12 +164,9 @@ def write_all(data: bytes, fd: int = 1) -> None:
         view = view[os.write(fd, view) :]
 
 
-def become_program(stdin_fd: int, args: "list[str]") -> None:
-    """Turn this forked process into what the code expects to find itself in."""
+def become_program() -> None:
+    """Turn this forked process into what the code expects to find itself in, as far as that needs no task."""
     os.setsid()
-    os.dup2(stdin_fd, 0)
-    os.closerange(3, 256)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         # Out of memory shall hit the code, not the supervisor that reports it.
         with open("/proc/self/oom_score_adj", "w") as adjust:
@@ -177,11 +174,29 @@ def become_program(stdin_fd: int, args: "list[str]") -> None:
     except OSError:
         pass
     os.chdir(HOME)
-    sys.argv = [MAIN, *args]
-    sys.orig_argv = [sys.executable, MAIN, *args]
     sys.path[0] = HOME
     # Lines reach the worker as they are printed, so a timeout shows how far the code came.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def take_task() -> bytes:
+    """Read the frame, and lay out all that it brings. Returns the code."""
+    code_size, stdin_size, arg_count, file_count, has_out = struct.unpack(">QQII?", read(25))
+    source = read(code_size)
+    os.close(store(MAIN, source))
+    stdin_fd = store(HOME + "/.stdin", read(stdin_size))
+    os.unlink(HOME + "/.stdin")
+    args = [os.fsdecode(read_sized()) for _ in range(arg_count)]
+    for _ in range(file_count):
+        path = HOME + "/" + read_sized().decode()
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.close(store(path, read_sized()))
+    if has_out:
+        os.makedirs(OUT, exist_ok=True)
+    os.dup2(stdin_fd, 0)
+    sys.argv = [MAIN, *args]
+    sys.orig_argv = [sys.executable, MAIN, *args]
+    return source
 
 
 def execute(source: bytes) -> None:
@@ -244,37 +259,36 @@ def die_of(signals: "list[int]") -> None:
 
 
 def main() -> bytes:
-    """Talk to the worker; returns in the child only, with the code to run."""
+    """Talk to the worker; returns in the child only, with the code to run.
+
+    The child is there before the task, so that little is left to do between the frame and the code.
+    """
     hide = harden()
     for module in sys.argv[1:]:
         __import__(module)
-    os.write(1, b"R")
-    code_size, stdin_size, arg_count, file_count, has_out = struct.unpack(">QQII?", read(25))
-    source = read(code_size)
-    os.close(store(MAIN, source))
-    stdin_fd = store(HOME + "/.stdin", read(stdin_size))
-    os.unlink(HOME + "/.stdin")
-    args = [os.fsdecode(read_sized()) for _ in range(arg_count)]
-    for _ in range(file_count):
-        path = HOME + "/" + read_sized().decode()
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.close(store(path, read_sized()))
-    if has_out:
-        os.makedirs(OUT, exist_ok=True)
+    laid_out, lay_out = os.pipe()
     start_read, start_write = os.pipe()
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     child = os.fork()
     if child == 0:
+        become_program()
+        os.write(1, b"R")
+        source = take_task()
+        os.write(lay_out, b"!")
         os.close(start_write)
         os.read(start_read, 1)
-        become_program(stdin_fd, args)
+        os.closerange(3, 256)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return source
     # Otherwise code of the same user could trace its supervisor, and speak with its voice.
     hide()
+    os.close(lay_out)
+    if not os.read(laid_out, 1):
+        # It has said why on stderr, or there was no task.
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
     secret = os.urandom(16)
     os.write(1, b"S" + secret)
     os.close(start_write)
-    os.close(stdin_fd)
     status = supervise(child)
     os.set_blocking(1, True)
     os.set_blocking(2, True)

@@ -8,6 +8,7 @@ from crucible_worker.model import Captured
 
 STDOUT, STDERR = 1, 2
 _SECRET = 16
+_SLACK = 1 << 18  # of what is dropped soon, for moving the rest to be rare
 _PREFIX = 1 + 1 + _SECRET
 _TRAILER = _SECRET + 2
 
@@ -55,7 +56,7 @@ class Capture:
             self._head += data[:room]
             data = data[room:]
         self._tail += data[-self._half :]
-        if len(self._tail) > 2 * self._half:
+        if len(self._tail) > self._half + min(self._half, _SLACK):
             del self._tail[: -self._half]
 
     def captured(self) -> Captured:
