@@ -270,6 +270,11 @@ class Settings:
     )
     drain_timeout: float = _setting("0", _seconds, "how long a shutdown waits for tasks and results; 0 is for ever")
     health_address: str = _setting("0.0.0.0:8082", _address, "where /health is served")
+    health_cert: str = _setting("", _text, "certificate for TLS on the health address, PEM; empty serves plain HTTP")
+    health_key: str = _setting("", _text, "key of that certificate, PEM; may stand in the same file")
+    health_token: Secret = _setting(
+        "", _secret, "asked for by /, /status and /metrics: as Bearer, or as the password of any user", secret=True
+    )
     log_format: str = _setting("auto", _one_of("auto", "json", "console"), "auto is console on a terminal, else json")
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "the least level that is logged")
     ca_file: str = _setting("", _text, "certificates to trust instead of the system's, PEM")
@@ -325,7 +330,12 @@ class Loaded:
 
     settings: Settings
     sources: Mapping[str, str]
-    api_key_file: str | None
+    secret_files: Mapping[str, str]
+
+    @property
+    def api_key_file(self) -> str | None:
+        """The file that the key came from, if it was one."""
+        return self.secret_files.get("api_key")
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(name, value with secrets masked, source) for each setting."""
@@ -357,7 +367,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], toml: Mapping[str
     _refuse_unknown(descriptions, environ, toml)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    key_file: str | None = None
+    secret_files: dict[str, str] = {}
     for f in dataclasses.fields(Settings):
         text, source, file = _find(descriptions[f.name], flags, environ, toml)
         try:
@@ -366,8 +376,9 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], toml: Mapping[str
             shown = "" if f.metadata["secret"] else f" ({without_password(text)[:200]!r})"
             raise ExitError(ExitCode.USAGE, f"bad value{shown} for {source}: {error}.") from None
         sources[f.name] = source
-        key_file = file if f.name == "api_key" else key_file
-    return Loaded(Settings(**values), sources, key_file)
+        if file is not None:
+            secret_files[f.name] = file
+    return Loaded(Settings(**values), sources, secret_files)
 
 
 def _find(

@@ -9,31 +9,32 @@ from crucible_worker.settings import Loaded, Secret, Settings, read_secret
 from crucible_worker.transport import HttpTransport, tls_context
 
 
-class ApiKey:
-    """The key that the queue asks for. Called, it tells the key; one from a file may be read again."""
+class KeptSecret:
+    """A secret among the settings. Called, it tells it; one from a file may be read again."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        self._key = loaded.settings.api_key
-        self._file = loaded.api_key_file
-        self._seen = {self._key.reveal()} - {""}
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        self._name = name
+        self._secret: Secret = getattr(loaded.settings, name)
+        self._file = loaded.secret_files.get(name)
+        self._seen = {self._secret.reveal()} - {""}
 
     def __call__(self) -> str:
-        """The key as it was last read; empty where there is none."""
-        return self._key.reveal()
+        """The secret as it was last read; empty where there is none."""
+        return self._secret.reveal()
 
     def all(self) -> set[str]:
-        """Every key there has been, to be masked in logs."""
+        """Every one there has been, to be masked in logs."""
         return self._seen
 
     def reload(self) -> None:
-        """Read the file again. One that cannot be read leaves the key as it was: it may be on its way."""
+        """Read the file again. One that cannot be read leaves the secret as it was: it may be on its way."""
         if self._file is None:
             return
         try:
-            self._key = Secret(read_secret(self._file, "the key file"))
+            self._secret = Secret(read_secret(self._file, f"the file of {self._name}"))
         except ExitError:
             return
-        self._seen = self._seen | {self._key.reveal()} - {""}
+        self._seen = self._seen | {self._secret.reveal()} - {""}
 
 
 def fleet(

@@ -5,9 +5,13 @@ import http.client
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crucible_worker.errors import ExitCode, ExitError
-from crucible_worker.settings import load
+from crucible_worker.settings import Settings, load
+
+if TYPE_CHECKING:
+    import ssl
 
 EXAMPLE = """Exit codes: 0 healthy, 1 unhealthy or unreachable, 64 usage.
 
@@ -28,44 +32,58 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print one line; 0 for a healthy worker, 1 for any other."""
     if not 0 < args.timeout <= 3600:
         raise ExitError(ExitCode.USAGE, "--timeout must be a number of seconds above 0.")
-    address = _address(args.address, environ)
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
+    settings = _settings(args.address, environ)
     try:
-        status, body = _get(_WILDCARDS.get(host, host), int(port), args.timeout)
+        status, body = _get(settings, args.timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        print(f"unreachable: {address}: {error or type(error).__name__}")
+        print(f"unreachable: {settings.health_address}: {error or type(error).__name__}")
         return ExitCode.FAILED
     print("healthy" if status == 200 else f"unhealthy: {_reasons(status, body)}")
     return ExitCode.OK if status == 200 else ExitCode.FAILED
 
 
-def _address(flag: str | None, environ: Mapping[str, str]) -> str:
-    """The worker's address by the worker's own rules. Its other settings, right or wrong, are not asked for."""
+def _settings(flag: str | None, environ: Mapping[str, str]) -> Settings:
+    """How the worker serves, by the worker's own rules. Its other settings, right or wrong, are not asked for."""
     flags = {} if flag is None else {"health_address": flag}
-    ours = {name: value for name, value in environ.items() if name == "CRUCIBLE_HEALTH_ADDRESS"}
+    ours = {name: value for name, value in environ.items() if name.startswith("CRUCIBLE_HEALTH_")}
     config = environ.get("CRUCIBLE_CONFIG")
-    toml = _toml(config) if config and not flags and not ours else {}
-    return load(flags, ours, toml).settings.health_address
+    return load(flags, ours, _toml(config) if config else {}).settings
 
 
 def _toml(path: str) -> Mapping[str, object]:
-
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExitError(ExitCode.USAGE, f"CRUCIBLE_CONFIG {path} cannot be read: {error}.") from None
-    return {name: value for name, value in table.items() if name == "health_address"}
+    return {name: value for name, value in table.items() if name.startswith("health_")}
 
 
-def _get(host: str, port: int, timeout: float) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+def _get(settings: Settings, timeout: float) -> tuple[int, bytes]:
+    host, _, port = settings.health_address.rpartition(":")
+    host = host.strip("[]")
+    target = (_WILDCARDS.get(host, host), int(port))
+    connection = (
+        http.client.HTTPSConnection(*target, timeout=timeout, context=_trusting(settings.health_cert))
+        if settings.health_cert
+        else http.client.HTTPConnection(*target, timeout=timeout)
+    )
+    token = settings.health_token.reveal()
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", "/health", headers={"Authorization": f"Bearer {token}"} if token else {})
         answer = connection.getresponse()
         return answer.status, answer.read(_MAX_BODY_BYTES)
     finally:
         connection.close()
+
+
+def _trusting(cert: str) -> "ssl.SSLContext":
+    """Trusts this certificate and no other, whatever name it is for: the worker is asked on its own host."""
+    import ssl
+
+    context = ssl.create_default_context(cafile=cert)
+    context.check_hostname = False
+    context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
+    return context
 
 
 def _reasons(status: int, body: bytes) -> str:

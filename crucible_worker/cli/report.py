@@ -1,6 +1,8 @@
 """What `run` says of itself on port 8082."""
 
 import dataclasses
+import datetime as dt
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +11,9 @@ from crucible_worker.engines.fleet import Fleet
 from crucible_worker.errors import JournalError
 from crucible_worker.journal import Journal
 from crucible_worker.lifecycle import Stages
+from crucible_worker.observe.masking import Mask
 from crucible_worker.observe.metrics import Metrics
+from crucible_worker.observe.page import Page
 from crucible_worker.observe.server import HealthReport
 from crucible_worker.settings import Settings
 from crucible_worker.vitals import Vitals
@@ -19,14 +23,26 @@ class Report:
     """Asks the rooms at each request; none of them waits for a daemon or a queue."""
 
     def __init__(
-        self, settings: Settings, *, vitals: Vitals, fleet: Fleet, stages: Stages, journal: Journal, metrics: Metrics
+        self,
+        settings: Settings,
+        *,
+        vitals: Vitals,
+        fleet: Fleet,
+        stages: Stages,
+        journal: Journal,
+        metrics: Metrics,
+        mask: Mask,
     ) -> None:
+        """`mask` hides secrets in what other programs have said."""
         self._settings = settings
         self._vitals = vitals
         self._fleet = fleet
         self._stages = stages
         self._journal = journal
         self._metrics = metrics
+        self._mask = mask
+        self._page = Page()
+        self._started = time.monotonic()
 
     def health(self) -> HealthReport:
         """Whether the worker is well, and whether it takes tasks."""
@@ -34,7 +50,12 @@ class Report:
         working = self._fleet.available()
         draining = ["draining"] if self._stages.drain.is_set() else []
         reasons = stalled + troubles + draining + ([] if working or troubles else ["no engine has been probed yet"])
-        return HealthReport(ok=working and not stalled, ready=not reasons, reasons=reasons, body=self._body())
+        return HealthReport(
+            ok=working and not stalled,
+            ready=not reasons,
+            reasons=[self._mask(words) for words in reasons],
+            body=self._body(),
+        )
 
     def _body(self) -> Mapping[str, Any]:
         return {
@@ -49,14 +70,25 @@ class Report:
     def status(self) -> Mapping[str, Any]:
         """All that is known."""
         report = self.health()
+        return self._status(report)
+
+    def _status(self, report: HealthReport) -> Mapping[str, Any]:
         return {
             **report.body,
             "reasons": report.reasons,
+            "uptime_seconds": round(time.monotonic() - self._started, 1),
             "slots": self._vitals.slots(),
             "warm": self._fleet.warmth.ready(),
             "journal": self._counts(),
             "recent": self._vitals.recent(),
         }
+
+    def page(self) -> tuple[Mapping[str, str], bytes]:
+        """(headers, HTML) of the status page."""
+        report = self.health()
+        state = "unhealthy" if not report.ok else "healthy" if report.ready else "not ready"
+        minutes = self._metrics.history.minutes()
+        return self._page.headers, self._page.render(state, self._status(report), minutes, dt.datetime.now(dt.UTC))
 
     def metrics(self) -> tuple[str, bytes]:
         """(content type, body) for Prometheus."""

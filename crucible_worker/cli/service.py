@@ -22,6 +22,8 @@ from crucible_worker.journal import RESULTS, Claim, Journal
 from crucible_worker.leases import Leases
 from crucible_worker.model import Reason
 from crucible_worker.observe import logs
+from crucible_worker.observe.access import Access, ServerTls
+from crucible_worker.observe.masking import Mask
 from crucible_worker.observe.metrics import Metrics
 from crucible_worker.observe.server import HealthServer
 from crucible_worker.queues.http import HttpQueue
@@ -42,7 +44,8 @@ class Service:
     def __init__(self, loaded: Loaded) -> None:
         """Raises ExitError where a setting cannot be used: a state directory, an address, a certificate."""
         settings = self._settings = loaded.settings
-        self._key = composition.ApiKey(loaded)
+        self._key = composition.KeptSecret(loaded, "api_key")
+        self._health_token = composition.KeptSecret(loaded, "health_token")
         logs.configure(settings.worker_id, settings.log_format, settings.log_level, self._secrets)
         self._log = logs.get_logger()
         self._boot_id = uuid.uuid4().hex
@@ -75,8 +78,9 @@ class Service:
         self._worker = self._make_worker(settings)
         self._report = Report(
             settings, vitals=self._vitals, fleet=self._fleet, stages=self._stages, journal=self._journal,
-            metrics=self._metrics,
+            metrics=self._metrics, mask=Mask(self._secrets),
         )  # fmt: skip
+        self._tls = ServerTls(settings.health_cert, settings.health_key) if settings.health_cert else None
 
     def _make_upkeep(self) -> Upkeep:
         return Upkeep(
@@ -144,6 +148,7 @@ class Service:
         with HealthServer(
             settings.health_address,
             health=self._report.health, status=self._report.status, metrics=self._report.metrics,
+            page=self._report.page, access=Access(self._health_token), tls=self._tls,
             on_error=lambda path, error: self._log.error("health_endpoint_failed", path=path, error=repr(error)),
         ) as server:  # fmt: skip
             self._log.info(
@@ -175,7 +180,7 @@ class Service:
 
     def _secrets(self) -> set[str]:
         password = urllib.parse.urlsplit(self._settings.event_bus_url).password
-        return self._key.all() | ({password} if password else set())
+        return self._key.all() | self._health_token.all() | ({password} if password else set())
 
     def _slot_numbers(self) -> range:
         return range(1, self._settings.concurrency + 1)
@@ -223,8 +228,11 @@ class Service:
 
     def _reload(self) -> None:
         self._key.reload()
+        self._health_token.reload()
         try:
             self._transport.reload()
+            if self._tls is not None:
+                self._tls.reload()
         except ExitError as error:
             self._log.error("reload_failed", error=str(error))
         self._deliveries.results.hurry()

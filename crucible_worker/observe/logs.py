@@ -14,7 +14,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 from crucible_worker.model import rfc3339
-from crucible_worker.observe.masking import Mask, plain
+from crucible_worker.observe.masking import Mask, plain, visible
 
 LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 MAX_TRACEBACK = 16_384
@@ -102,25 +102,17 @@ def render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     return json.dumps(event, ensure_ascii=True).replace("\x7f", "\\u007f")
 
 
-# C0 and C1 controls, line and paragraph separators, marks that reorder text, and surrogates.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
 def render_console(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     """One line for people: time, level, event, then the rest as key=value."""
     rest = [f"{name}={_quoted(value)}" for name, value in event.items() if name not in _FIRST[:4]]
     words = [event["timestamp"][11:-1], f"{event['level']:<7}", str(event["event"]), *rest]
-    return _UNSAFE.sub(lambda found: _escape(found[0]), " ".join(words))
+    return visible(" ".join(words))
 
 
 def _quoted(value: object) -> str:
     if isinstance(value, str) and value and not re.search(r'[\s"=]', value):
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-def _escape(character: str) -> str:
-    return f"\\u{ord(character):04x}" if ord(character) > 0xFF else f"\\x{ord(character):02x}"
 
 
 class _Lines:

@@ -1,4 +1,4 @@
-"""Turns any value into plain JSON values that are bounded and show no secret."""
+"""Turns any value into plain JSON values that are bounded and show no secret, and text into what a reader can see."""
 
 import base64
 import json
@@ -100,3 +100,16 @@ def _text(value: object) -> str:
 def shorten(text: str) -> str:
     """At most MAX_TEXT characters of a text, and how many there were."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… ({len(text)} characters)"
+
+
+# C0 and C1 controls, line and paragraph separators, marks that reorder text, and surrogates.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """A text whose invisible and reordering characters are written out, so that they cannot forge what is read."""
+    return _UNSAFE.sub(lambda found: _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    return f"\\u{ord(character):04x}" if ord(character) > 0xFF else f"\\x{ord(character):02x}"

@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from crucible_worker.model import Reason
+from crucible_worker.observe.history import History
 
 PREFIX = "crucible_worker"
 POLLS = ("task", "empty", "error", "rejected")
@@ -25,6 +26,7 @@ class Metrics:
 
     def __init__(self, *, engines: Iterable[str], slots: int, version: str) -> None:
         """`engines` are the configured ones; every series whose labels are known starts at 0."""
+        self.history = History()
         self._registry = CollectorRegistry()
         self._engines = (*engines, OTHER)
         self._polls = self._counter("polls", "Polls of the queue by how they ended.", "outcome")
@@ -59,6 +61,7 @@ class Metrics:
         """A task has ended after `seconds`; `phases` in seconds too. An engine that is not configured is `other`."""
         self._tasks.labels(engine if engine in self._engines else OTHER, reason.value).inc()
         self._task_seconds.observe(seconds)
+        self.history.add(reason, seconds)
         for phase, lasted in phases.items():
             self._phase_seconds.labels(phase).observe(lasted)
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, BinaryIO, Self
 
 from crucible_worker.errors import ExitCode, ExitError
+from crucible_worker.observe.access import CHALLENGE, OPEN_PATHS, Access, ServerTls
 
 SOCKET_SECONDS = 5.0
 MAX_REQUEST_BYTES = 16_384  # request line and headers together
@@ -51,13 +53,22 @@ class HealthServer:
         health: Callable[[], HealthReport],
         status: Callable[[], Mapping[str, Any]],
         metrics: Callable[[], tuple[str, bytes]],
+        page: Callable[[], tuple[Mapping[str, str], bytes]] | None = None,
+        access: Access | None = None,
+        tls: ServerTls | None = None,
         on_error: Callable[[str, BaseException], None] = lambda path, error: None,  # noqa: ARG005
     ) -> None:
-        """`address` is HOST:PORT or [HOST]:PORT; port 0 takes a free one. `on_error` hears what a callable raised."""
+        """`address` is HOST:PORT or [HOST]:PORT; port 0 takes a free one. `on_error` hears what a callable raised.
+
+        `page` gives headers and HTML for `/`; without it, that lists the paths.
+        """
         self._address = address
         self._health = health
         self._status = status
         self._metrics = metrics
+        self._page = page
+        self._access = access or Access()
+        self._tls = tls
         self._on_error = on_error
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -66,7 +77,7 @@ class HealthServer:
         """Listen and serve in the background. Raises ExitError (64) where the address cannot be had."""
         host, _, port = self._address.rpartition(":")
         try:
-            self._server = _Server(host.strip("[]"), int(port), self._answer)
+            self._server = _Server(host.strip("[]"), int(port), self._answer, self._tls)
         except (OSError, ValueError) as error:
             words = getattr(error, "strerror", None) or error
             raise ExitError(
@@ -98,39 +109,48 @@ class HealthServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _answer(self, path: str) -> _Answer:
+    def _answer(self, path: str, authorization: str) -> _Answer:
         try:
-            return self._route(path)
+            return self._route(path, admitted=self._access.admits(authorization))
         except Exception as error:  # noqa: BLE001 - whatever fails inside, the prober gets an answer
             self._on_error(path, error)
             return _json(500, {"status": "unhealthy", "error": "internal error; see the log"})
 
-    def _route(self, path: str) -> _Answer:
+    def _route(self, path: str, *, admitted: bool) -> _Answer:
+        if not admitted and path not in OPEN_PATHS:
+            return _json(401, {"error": "the token is missing or wrong"}, **{"WWW-Authenticate": CHALLENGE})
         routes: Mapping[str, Callable[[], _Answer]] = {
-            "/": lambda: _json(200, {"paths": _PATHS}),
-            "/health": lambda: _health(self._health()),
+            "/": self._index,
+            "/health": lambda: _health(self._health(), in_full=admitted),
             "/live": lambda: _json(200, {"status": "alive"}),
-            "/ready": lambda: _ready(self._health()),
-            "/metrics": lambda: _page(*self._metrics()),
+            "/ready": lambda: _ready(self._health(), in_full=admitted),
+            "/metrics": lambda: _text(*self._metrics()),
             "/status": lambda: _json(200, self._status()),
         }
         if path not in routes:
             return _json(404, {"error": "no such path", "paths": _PATHS})
         return routes[path]()
 
+    def _index(self) -> _Answer:
+        if self._page is None:
+            return _json(200, {"paths": _PATHS})
+        headers, body = self._page()
+        return _Answer(200, body, "text/html; charset=utf-8", headers)
 
-def _page(content_type: str, body: bytes) -> _Answer:
+
+def _text(content_type: str, body: bytes) -> _Answer:
     return _Answer(200, body, content_type)
 
 
-def _ready(report: HealthReport) -> _Answer:
+def _ready(report: HealthReport, *, in_full: bool) -> _Answer:
     words = "ready" if report.ready else "not ready"
-    return _json(200 if report.ready else 503, {"status": words, "reasons": report.reasons})
+    reasons = {"reasons": report.reasons} if in_full else {}
+    return _json(200 if report.ready else 503, {"status": words, **reasons})
 
 
-def _health(report: HealthReport) -> _Answer:
-    document = {"status": "healthy" if report.ok else "unhealthy", **report.body}
-    if not report.ok:
+def _health(report: HealthReport, *, in_full: bool) -> _Answer:
+    document = {"status": "healthy" if report.ok else "unhealthy", **(report.body if in_full else {})}
+    if in_full and not report.ok:
         document["reasons"] = report.reasons
     return _json(200 if report.ok else 503, document)
 
@@ -166,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.connection.do_handshake()  # here, where only this connection waits for its peer
         self.rfile: Any = _Bounded(self.rfile)
         self.command, self.request_version, self.requestline = "", self.protocol_version, ""
 
@@ -186,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         return understood
 
     def do_GET(self) -> None:
-        self._send(self.server.answer(self.path.partition("?")[0]))
+        self._send(self.server.answer(self.path.partition("?")[0], self.headers.get("Authorization", "")))
 
     do_HEAD = do_GET  # noqa: N815 - as above
 
@@ -222,8 +244,9 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_port = False
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, answer: Callable[[str], _Answer]) -> None:
+    def __init__(self, host: str, port: int, answer: Callable[[str, str], _Answer], tls: ServerTls | None) -> None:
         self.answer = answer
+        self._tls = tls
         self._lock = threading.Lock()
         self._open: dict[socket.socket, None] = {}
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -234,6 +257,12 @@ class _Server(ThreadingHTTPServer):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         # Not HTTPServer's: that one asks the DNS for a name that nobody reads.
         socketserver.TCPServer.server_bind(self)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        if self._tls is not None:
+            request = self._tls.context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, address
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - socketserver's own signature
         with self._lock:
