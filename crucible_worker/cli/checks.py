@@ -298,7 +298,7 @@ class Examination:
             raise _NotWellError(f"no TLS: {getattr(error, 'reason', None) or error}", mend) from None
 
     def _queue(self) -> str:
-        key = composition.ApiKey(self._loaded)
+        key = composition.KeptSecret(self._loaded, "api_key")
         transport = composition.transport(self._settings, key)
         url = f"{self._settings.queue_url}/status"
         try:
