@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 480, 170
+_LEAST = 1e-9  # nothing that is drawn is less and not nothing
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 10, 24
 
 
@@ -44,7 +45,7 @@ def lines(label: str, series: Mapping[str, Sequence[float | None]], unit: str) -
 
 def nice(value: float) -> float:
     """The least of 1, 2 and 5 times a power of ten that is not below a value: where an axis ends."""
-    if value <= 0 or not math.isfinite(value):
+    if value < _LEAST or not math.isfinite(value):
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))
