@@ -345,6 +345,7 @@ run_tests() {
     install "the tests need languages other than Python, and a registry" nodejs tcc libc6-dev busybox-static docker-registry
   fi
   command -v chromium >/dev/null || install "the tests look at the status page" chromium
+  command -v zsh >/dev/null || install "the tests complete commands in zsh" zsh
   command -v promtool >/dev/null || install "the tests check alert rules" prometheus
   "$python" -I "$PYZ" image build
   gvisor_works || give_up 69 "a first sandbox on gVisor failed; 'runtimeArgs' of runsc in /etc/docker/daemon.json may need --network=none"

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "journal": "look at what waits for the queue, and at what it refused",
     "cleanup": "remove sandboxes that a worker of this id has left behind",
     "healthcheck": "ask a running worker whether it is healthy",
+    "completion": "print what makes a shell complete these commands",
     "version": "print the version",
 }
 
@@ -43,6 +44,20 @@ class _Parser(argparse.ArgumentParser):
         raise ExitError(ExitCode.USAGE, f"{message}. See '{self.prog} --help'.")
 
 
+def load(name: str) -> tuple[Command, argparse.ArgumentParser]:
+    """One of COMMANDS, and the parser of its arguments."""
+    command: Command = importlib.import_module(f"crucible_worker.cli.{name}_command")
+    parser = _Parser(
+        prog=f"crucible-worker {name}",
+        description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
+        epilog=command.EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.arguments(parser)
+    return command, parser
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command line. Returns the exit code; prints errors as one line on stderr."""
     name, rest = _split(argv)
@@ -52,15 +67,7 @@ def main(argv: Sequence[str]) -> int:
             return ExitCode.OK
         if name not in COMMANDS:
             raise ExitError(ExitCode.USAGE, f"unknown command '{name}'. Known: {', '.join(COMMANDS)}.")
-        command: Command = importlib.import_module(f"crucible_worker.cli.{name}_command")
-        parser = _Parser(
-            prog=f"crucible-worker {name}",
-            description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
-            epilog=command.EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        command.arguments(parser)
+        command, parser = load(name)
         return command.run(parser.parse_args(rest), os.environ)
     except ExitError as error:
         print(f"crucible-worker: {error}", file=sys.stderr)

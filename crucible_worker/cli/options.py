@@ -22,6 +22,13 @@ def add_settings(parser: argparse.ArgumentParser, names: Collection[str] | None 
             group.add_argument(d.flag, dest=dest, metavar="V", help=f"{d.help}{shown} [{source}]")
 
 
+def count(text: str) -> int:
+    """A number of things, at least one, as a flag takes it."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError("expected a whole number of at least 1")
+    return int(text)
+
+
 def read_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Loaded:
     """The settings of this command line. Raises ExitError (64) for anything wrong with them."""
     flags = {
