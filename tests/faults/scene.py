@@ -1,6 +1,7 @@
 """One worker, one queue, and the proxies between; and what must be true when the fault is over."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -8,11 +9,13 @@ import tempfile
 import time
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from fault_proxy import DaemonProxy, QueueProxy
+from precondition import unavailable
 from scripted_server import PATIENCE
-from worker_process import Starter, WorkerProcess, sandboxes
+from worker_process import ROOT, Starter, WorkerProcess, sandboxes
 
 from crucible_worker import statefile
 from crucible_worker.embedded.server import EmbeddedQueue
@@ -27,6 +30,16 @@ CODE = (
     "print('oops', file=sys.stderr)\nraise SystemExit(3)"
 )
 SAID = ("hello\nbye\n", "oops\n", 3)
+
+
+def program() -> Sequence[str]:
+    """The built file, as an operator runs it. Without one, the package of this tree."""
+    built = ROOT / "dist" / "crucible-worker.pyz"
+    if built.exists():
+        return ("-I", str(built))
+    if os.environ.get("CI"):
+        unavailable("dist/crucible-worker.pyz is not built")
+    return ("-m", "crucible_worker")
 
 
 class Scene:
@@ -44,7 +57,7 @@ class Scene:
             self.open_queue()
         self.proxy = QueueProxy(self.port if plain is None else plain)
         self.docker_proxy = DaemonProxy(str(self.root / "docker.sock"), docker_socket)
-        self.starter = Starter(self.proxy.url, self.state)
+        self.starter = Starter(self.proxy.url, self.state, program())
         self.daemon = Daemon(f"unix://{docker_socket}")
 
     def open_queue(self) -> None:

@@ -9,6 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripted_server import PATIENCE
@@ -29,14 +30,15 @@ def clean_environment() -> dict[str, str]:
 class WorkerProcess:
     """`run` with the given environment. Lines of the log are events to wait for."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], program: Sequence[str] = ("-m", "crucible_worker")) -> None:
+        """`program` is what Python runs: the package of this tree, or a built file."""
         self.lines: list[dict] = []
         self.noise: list[str] = []  # what was no log line
         self.raw: list[str] = []
         self._changed = threading.Condition()
         self._closed = False
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "crucible_worker", "run"],
+            [sys.executable, *program, "run"],
             env=clean_environment() | environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read)
@@ -135,14 +137,16 @@ def environment(queue_url: str, state_dir: object, worker_id: str) -> dict[str, 
 class Starter:
     """Starts workers on one state directory, under one id; ends them, and their sandboxes, with the test."""
 
-    def __init__(self, queue_url: str, state_dir: object) -> None:
+    def __init__(self, queue_url: str, state_dir: object, program: Sequence[str] = ("-m", "crucible_worker")) -> None:
+        self._program = program
         self.worker_id = f"test-{uuid.uuid4().hex[:12]}"
         self.state_dir = state_dir
         self._queue_url = queue_url
         self._running: list[WorkerProcess] = []
 
     def __call__(self, **settings: str) -> WorkerProcess:
-        started = WorkerProcess(environment(self._queue_url, self.state_dir, self.worker_id) | settings)
+        given = environment(self._queue_url, self.state_dir, self.worker_id) | settings
+        started = WorkerProcess(given, self._program)
         self._running.append(started)
         return started
 
