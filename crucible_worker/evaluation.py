@@ -42,6 +42,9 @@ class Witness(Protocol):
     def started(self, container: str) -> None:
         """The code has started."""
 
+    def said(self, stream: int, data: bytes) -> None:
+        """The code has printed something, on stream 1 or 2."""
+
 
 class Engines(Protocol):
     """Where tasks run."""
@@ -59,6 +62,32 @@ class Engines(Protocol):
         self, container: str, limits: Limits, left: float, heard: Iterable[bytes], cancel: Cancel, witness: Witness
     ) -> Run:
         """Follow a sandbox of an earlier life to its end. Raises TaskError, or RetryError where that cannot be seen."""
+
+
+class Live(Protocol):
+    """Where a task's output goes while it runs. Returns at once."""
+
+    def said(self, stream: int, data: bytes) -> None:
+        """The code has printed something."""
+
+    def replay(self) -> None:
+        """What comes next was said before."""
+
+    def go_on(self) -> None:
+        """What comes next is new."""
+
+    def finish(self) -> None:
+        """The task is settled."""
+
+    def drop(self) -> None:
+        """Somebody else goes on with the task."""
+
+
+class LiveLogs(Protocol):
+    """Who watches running tasks."""
+
+    def stream(self, eval_id: str) -> Live:
+        """A place for the output of one task."""
 
 
 class Record(Protocol):
@@ -94,6 +123,7 @@ class Job:
     hold: Hold
     claim: int
     transcript: Transcript
+    live: Live
 
 
 class Evaluations:
@@ -106,6 +136,7 @@ class Evaluations:
         engines: Engines,
         record: Record,
         transcripts: Transcripts,
+        live: LiveLogs,
         leases: Leases,
         settlement: Settlement,
         tell: Callable[[Event], None],
@@ -125,6 +156,7 @@ class Evaluations:
         self._engines = engines
         self._record = record
         self._transcripts = transcripts
+        self._live = live
         self._leases = leases
         self._settlement = settlement
         self._tell = tell
@@ -164,7 +196,7 @@ class Evaluations:
                 return
             self._expect(slot, limits.timeout_seconds, task)
             self._log.info("processing_task_started", language=task.language, timeout=limits.timeout_seconds)
-            job = Job(slot, task, limits, hold, claim, self._transcripts.of(claim))
+            job = self._job(slot, task, limits, hold, claim)
             self._see_through(job, lambda: self._evaluate(job))
 
     def resume(self, slot: int, claim: Claim) -> bool:
@@ -173,7 +205,7 @@ class Evaluations:
         task, limits = _remembered(claim), Limits(**note["limits"])
         self._expect(slot, limits.timeout_seconds, task)
         hold = self._leases.hold(task.eval_id, task.lease)
-        job = Job(slot, task, limits, hold, claim.id, self._transcripts.of(claim.id))
+        job = self._job(slot, task, limits, hold, claim.id)
         with self._task_context(task.eval_id, task.engine):
             try:
                 return self._see_through(job, lambda: self._take_over(job, note))
@@ -182,6 +214,9 @@ class Evaluations:
                 if self._vitals.first_time(f"away {claim.id}"):
                     self._log.warning("sandbox_not_reached", error=str(error))
                 return False
+
+    def _job(self, slot: int, task: Task, limits: Limits, hold: Hold, claim: int) -> Job:
+        return Job(slot, task, limits, hold, claim, self._transcripts.of(claim), self._live.stream(task.eval_id))
 
     def _see_through(self, job: Job, evaluate: Callable[[], Result]) -> bool:
         self._metrics.slot_taken()
@@ -216,7 +251,13 @@ class Evaluations:
         # A clock that went back is that of another boot; what it says is no measure.
         spent = max(self._clock() - note["monotonic"], 0.0)
         left = max(job.limits.timeout_seconds - spent, 0.0)
-        witness = _Notes(lambda _: None, job.transcript.resume, job.transcript.add)
+
+        def listening() -> None:
+            job.transcript.resume()
+            job.live.go_on()
+
+        job.live.replay()
+        witness = _Notes(lambda _: None, listening, job.transcript.add, job.live.said)
         container = note["container"]
         try:
             run = self._engines.resume(container, job.limits, left, job.transcript.heard(), job.hold, witness)
@@ -260,7 +301,7 @@ class Evaluations:
             self._note_start(job, engine, container, now)
             self._tell(outbox.running(job.task.eval_id, job.limits, self._worker_id, container, now))
 
-        witness = _Notes(started, job.transcript.restart, job.transcript.add)
+        witness = _Notes(started, job.transcript.restart, job.transcript.add, job.live.said)
         return self._engines.run(engine, job.task, job.limits, job.hold, witness)
 
     def _note_start(self, job: Job, engine: str, container: str, now: dt.datetime) -> None:
@@ -286,14 +327,17 @@ class Evaluations:
         if ended and job.hold.lost:
             self._settlement.durably(job.slot, lambda: self._record.abandon(job.claim))
             self._log.warning("task_abandoned", detail="its lease is lost; somebody else has it")
+            job.live.drop()
         elif isinstance(outcome, Result) and not (ended and not job.hold.cancelled):
             self._settlement.complete(job.slot, job.claim, outcome, lease)
+            job.live.finish()
         else:
             error = _SHUTDOWN if isinstance(outcome, Result) else outcome
             unfinished = error.reason in {Reason.WORKER_SHUTDOWN, Reason.WORKER_CRASHED}
             say = self._settlement.give_up if unfinished else self._settlement.fail
             seconds = self._clock() - began
             say(job.slot, job.claim, job.task.eval_id, job.task.engine, error, lease, seconds)
+            (job.live.drop if unfinished and lease is not None else job.live.finish)()
         job.transcript.discard()
         if lease is None or job.hold.lost:
             self._leases.drop(job.hold)
@@ -309,6 +353,7 @@ class _Notes:
     started: Callable[[str], None]
     begin: Callable[[], None]
     heard: Callable[[bytes], None]
+    said: Callable[[int, bytes], None]
 
     def created(self, container: str) -> None:  # noqa: ARG002 - the transcript is that of the task
         """A sandbox is there."""

@@ -79,6 +79,12 @@ def _event_bus(text: str) -> str:
         raise ValueError("expected none, http(s)://…, or redis://HOST:PORT/DB") from None
 
 
+def _live_logs(text: str) -> str:
+    if text in {"", "none", "queue"} or urllib.parse.urlsplit(text).scheme in {"redis", "rediss"}:
+        return text
+    raise ValueError("expected none, queue, or redis://HOST:PORT/DB")
+
+
 def _address(text: str) -> str:
     host, separator, port = text.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535:
@@ -198,7 +204,7 @@ def _setting(
 ) -> Any:  # noqa: ANN401 - the type of the field it stands for
     return dataclasses.field(
         default_factory=lambda: read(default),
-        repr=read is not _event_bus,  # its URL may carry a password
+        repr=read not in {_event_bus, _live_logs},  # their URLs may carry a password
         metadata={"default": default, "read": read, "help": help_text, "env": env, "secret": secret},
     )
 
@@ -218,6 +224,11 @@ class Settings:
         _event_bus,
         "where events go: http(s)://…, redis://…, none; empty means API_SERVICE_URL/events",
         "EVENT_BUS_URL",
+    )
+    live_logs: str = _setting(
+        "",
+        _live_logs,
+        "where output goes while a task runs: redis://…, queue (one that offers it), none; empty is none",
     )
     docker_host: str = _setting(
         "unix:///var/run/docker.sock", _text, "the Docker Engine (or Podman's compatible socket)", "DOCKER_HOST"

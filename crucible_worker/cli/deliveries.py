@@ -10,6 +10,7 @@ from crucible_worker.delivery import Delivery, Outcome
 from crucible_worker.errors import JournalError, RejectedError
 from crucible_worker.journal import EVENTS, RESULTS, Entry, Journal
 from crucible_worker.leases import Leases
+from crucible_worker.livelogs import Sink
 from crucible_worker.model import Event, EventKind
 from crucible_worker.observe.metrics import Metrics
 from crucible_worker.queues.http import HttpQueue
@@ -114,10 +115,21 @@ def bus(settings: Settings, key: Callable[[], str]) -> Bus | None:
     if url.startswith("redis"):
         from crucible_worker.events.redis_pubsub import RedisPubSub
 
-        return RedisPubSub(url)
+        return RedisPubSub(url, "EVENT_BUS_URL")
     from crucible_worker.events.cloudevents import CloudEvents
 
     # The platform's key goes to the platform only.
     platform = url == settings.api_url or url.startswith(f"{settings.api_url}/")
     transport = composition.transport(settings, key if platform else str)
     return CloudEvents(url, transport, f"crucible-worker/{settings.worker_id}")
+
+
+def live_sink(settings: Settings, queue: HttpQueue) -> Sink | None:
+    """Where the output of running tasks goes, if anywhere."""
+    if settings.live_logs in {"", "none"}:
+        return None
+    if settings.live_logs == "queue":
+        return queue
+    from crucible_worker.events.redis_pubsub import RedisPubSub
+
+    return RedisPubSub(settings.live_logs, "CRUCIBLE_LIVE_LOGS")

@@ -20,6 +20,7 @@ from crucible_worker.errors import ExitCode, ExitError, JournalError
 from crucible_worker.evaluation import Evaluations
 from crucible_worker.journal import RESULTS, Claim, Journal
 from crucible_worker.leases import Leases
+from crucible_worker.livelogs import LiveLogs, Silence
 from crucible_worker.model import Reason
 from crucible_worker.observe import logs
 from crucible_worker.observe.access import Access, ServerTls
@@ -36,6 +37,7 @@ from crucible_worker.vitals import Vitals
 from crucible_worker.worker import Pace, Worker
 
 _CANARY_SECONDS = 20.0
+_LAST_WORDS_SECONDS = 5.0
 
 
 class Service:
@@ -75,6 +77,9 @@ class Service:
             journal=self._journal, queue=self._queue, bus=deliveries.bus(settings, self._key), leases=self._leases,
             vitals=self._vitals, metrics=self._metrics, reload_key=self._key.reload, log=self._log,
         )  # fmt: skip
+        sink = deliveries.live_sink(settings, self._queue)
+        dropped = self._metrics.live_log_dropped
+        self._live = LiveLogs(sink, settings.worker_id, self._log, dropped) if sink else None
         self._worker = self._make_worker(settings)
         self._report = Report(
             settings, vitals=self._vitals, fleet=self._fleet, stages=self._stages, journal=self._journal,
@@ -121,6 +126,7 @@ class Service:
             engines=self._fleet,
             record=self._journal,
             transcripts=self._transcripts,
+            live=self._live or Silence(),
             leases=self._leases,
             settlement=settlement,
             tell=self._deliveries.tell,
@@ -163,12 +169,16 @@ class Service:
             self._start("results", self._deliveries.results.run, self._stop)
             self._start("events", self._deliveries.events.run, self._stop)
             self._start("leases", self._leases.run, self._stop)
+            live = self._start("live-logs", self._live.run, self._stop) if self._live else None
             upkeep = self._start("upkeep", self._upkeep.run, self._stop)
             warmth = self._start("warmth", self._fleet.warmth.run, self._stages.drain)
             slots = [self._start(f"slot-{n}", self._worker.run, n, self._stages.drain) for n in self._slot_numbers()]
             code = self._watch(slots)
             self._stop.set()
             self._upkeep.wake()
+            if self._live and live:
+                self._live.wake()
+                live.join(_LAST_WORDS_SECONDS)
             if code not in {ExitCode.INTERRUPTED, ExitCode.STALLED}:
                 # A canary that runs now takes its sandbox away before we go.
                 upkeep.join(_CANARY_SECONDS)
@@ -179,8 +189,9 @@ class Service:
         return code
 
     def _secrets(self) -> set[str]:
-        password = urllib.parse.urlsplit(self._settings.event_bus_url).password
-        return self._key.all() | self._health_token.all() | ({password} if password else set())
+        urls = (self._settings.event_bus_url, self._settings.live_logs)
+        passwords = {urllib.parse.urlsplit(url).password or "" for url in urls} - {""}
+        return self._key.all() | self._health_token.all() | passwords
 
     def _slot_numbers(self) -> range:
         return range(1, self._settings.concurrency + 1)

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 
 from crucible_worker.embedded import openapi, wire
 from crucible_worker.embedded.entry import ConflictError, Entry, State, UnknownTaskError
+from crucible_worker.embedded.logbook import Logbook
 from crucible_worker.embedded.store import Store
 from crucible_worker.embedded.wire import Answer, HttpError, Request
 
 # How often a waiting call looks for what nobody tells it about: expired leases, and clients that went away.
 _TICK_SECONDS = 1.0
+# How long after its result a task's last live output may come.
+_LAST_WORDS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Api:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._logbook = Logbook()
         self._changed = threading.Condition()
         self._closing = False
         self._calls: dict[tuple[str, ...], dict[str, Callable[[Request], Answer]]] = {
@@ -37,6 +41,7 @@ class Api:
             ("tasks", "next"): {"GET": self._next},
             ("tasks", "{}"): {"GET": self._status, "DELETE": self._cancel},
             ("tasks", "{}", "result"): {"GET": self._result},
+            ("tasks", "{}", "logs"): {"GET": self._logs, "POST": self._log},
             ("tasks", "{}", "complete"): {"POST": self._complete},
             ("tasks", "{}", "fail"): {"POST": self._fail},
             ("tasks", "{}", "heartbeat"): {"POST": self._heartbeat},
@@ -96,6 +101,18 @@ class Api:
             request, Answer.of(202, wire.status_document(self._store.get(request.eval_id)))
         )
 
+    def _logs(self, request: Request) -> Answer:
+        after = wire.after(request.query)
+
+        def printed() -> Answer | None:
+            entry = self._store.get(request.eval_id)
+            messages, final = self._logbook.read(request.eval_id, after)
+            final |= entry.settled is not None and self._store.now() - entry.settled > _LAST_WORDS_SECONDS
+            return Answer.of(200, wire.logs_document(entry, messages, final=final)) if messages or final else None
+
+        nothing = Answer.of(200, wire.logs_document(self._store.get(request.eval_id), [], final=False))
+        return self._wait(request, printed) or self._applied(request, nothing)
+
     def _cancel(self, request: Request) -> Answer:
         running = self._store.cancel(request.eval_id) is State.LEASED
         self._tell()
@@ -117,6 +134,7 @@ class Api:
             if task is None:
                 return None
             eval_id, lease = task.eval_id, task.lease.id if task.lease else ""
+            self._logbook.restart(eval_id)
             return replace(Answer.of(200, wire.task_document(task)), undo=lambda: self._take_back(eval_id, lease))
 
         return self._wait(request, claimed) or self._applied(request, Answer.of(200, None))
@@ -148,6 +166,13 @@ class Api:
         self._store.release(request.eval_id, lease)
         self._tell()
         return Answer.of(200, {"eval_id": request.eval_id, "status": "released"})
+
+    def _log(self, request: Request) -> Answer:
+        messages = wire.log_messages(request.document())
+        self._store.get(request.eval_id)
+        self._logbook.add(request.eval_id, messages)
+        self._tell()
+        return Answer.of(200, {"eval_id": request.eval_id, "messages": len(messages)})
 
     # What operators call.
 

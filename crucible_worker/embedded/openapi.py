@@ -33,6 +33,7 @@ def document() -> dict[str, Any]:
             "/tasks/next": {"get": _next()},
             "/tasks/{eval_id}": _of_task(get=_status(), delete=_cancel()),
             "/tasks/{eval_id}/result": _of_task(get=_result()),
+            "/tasks/{eval_id}/logs": _of_task(get=_logs(), post=_log()),
             "/tasks/{eval_id}/complete": _of_task(
                 post=_call(
                     "completeTask",
@@ -200,6 +201,32 @@ def _result() -> dict[str, Any]:
     )
 
 
+def _logs() -> dict[str, Any]:
+    after = {
+        "name": "after",
+        "in": "query",
+        "description": "The sequence number of the last message that is known already; -1 for none.",
+        "schema": {"type": "integer", "minimum": -1, "maximum": 10**18 - 1},
+    }
+    return _call(
+        "getLogs",
+        "What a running task has printed so far, the newest 256 KiB, where its worker tells (live_logs=queue).",
+        {"200": ("Messages in order; none yet where there are none.", _ref("Logs"))},
+        parameters=[_WAIT, after],
+        errors="404",
+    )
+
+
+def _log() -> dict[str, Any]:
+    return _call(
+        "addLogs",
+        "A worker tells what a task has printed. A repeated message changes nothing.",
+        {"200": ("Taken.", _object(eval_id={"type": "string"}, messages={"type": "integer", "minimum": 0}))},
+        body=_object(messages={"type": "array", "items": _ref("Message")}),
+        errors="404",
+    )
+
+
 def _heartbeat() -> dict[str, Any]:
     return _call(
         "renewLease",
@@ -262,6 +289,21 @@ def _schemas() -> dict[str, Any]:
         ),
         "Settled": _object(
             eval_id=eval_id, status={"enum": ["completed", "failed", "released", "cancelled", "cancelling"]}
+        ),
+        "Message": _object(
+            required=["sequence", "content"],
+            sequence={"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+            content=text,
+            is_final={"type": "boolean"},
+            timestamp=_nullable("string"),
+            executor_id=_nullable("string"),
+            stream=_nullable("string"),
+        ),
+        "Logs": _object(
+            eval_id=eval_id,
+            attempt=count,
+            messages={"type": "array", "items": _ref("Message")},
+            is_final={"type": "boolean"},
         ),
         "Counts": _object(queued=count, running=count, completed=count, failed=count),
         "Health": _object(status={"const": "healthy"}),

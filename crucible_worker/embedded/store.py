@@ -59,6 +59,10 @@ class Store:
         self._db = database.connect(path)
         self._db.row_factory = sqlite3.Row
 
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock that dates everything in here."""
+        return self._clock()
+
     def close(self) -> None:
         """Close the database; nothing may be called afterwards."""
         with self._lock:

@@ -5,7 +5,7 @@ import json
 import re
 import urllib.parse
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -171,6 +171,43 @@ def lease_id(document: Mapping[str, Any], *, required: bool = False) -> str | No
     if not isinstance(lease, str):
         raise HttpError(400, "The lease must be the id that came with the task.")
     return lease
+
+
+def after(query: Mapping[str, list[str]]) -> int:
+    """The sequence number behind which somebody wants to read on; -1 for all. Raises HttpError (400)."""
+    text = query.get("after", ["-1"])[-1]
+    if not re.fullmatch(r"-1|[0-9]{1,18}", text):
+        raise HttpError(400, "The after in the query must be a sequence number.")
+    return int(text)
+
+
+def log_messages(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Live output as a worker tells it. Raises HttpError (400)."""
+    messages = document.get("messages")
+    if not isinstance(messages, list):
+        raise HttpError(400, "The messages must be an array.")
+    return [_log_message(message) for message in messages]
+
+
+def _log_message(message: object) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise HttpError(400, "A message must be an object.")
+    sequence, content, final = message.get("sequence"), message.get("content"), message.get("is_final", False)
+    if isinstance(sequence, float) and sequence.is_integer():
+        sequence = int(sequence)
+    if isinstance(sequence, bool) or not isinstance(sequence, int) or not 0 <= sequence < 2**63:
+        raise HttpError(400, "The sequence of a message must be a whole number from 0.")
+    if not isinstance(content, str) or not isinstance(final, bool):
+        raise HttpError(400, "The content of a message must be a string, its is_final true or false.")
+    rest = {name: message.get(name) for name in ("timestamp", "executor_id", "stream")}
+    if not all(value is None or isinstance(value, str) for value in rest.values()):
+        raise HttpError(400, "The timestamp, executor_id and stream of a message must be strings.")
+    return {"sequence": sequence, "content": content, "is_final": final, **rest}
+
+
+def logs_document(entry: Entry, messages: Sequence[Mapping[str, Any]], *, final: bool) -> dict[str, Any]:
+    """Live output as a reader gets it."""
+    return {"eval_id": entry.eval_id, "attempt": entry.attempts, "messages": list(messages), "is_final": final}
 
 
 def number(seconds: float) -> float:

@@ -40,6 +40,9 @@ class Witness(Protocol):
     def started(self, container: str) -> None:
         """The code has started."""
 
+    def said(self, stream: int, data: bytes) -> None:
+        """The code has printed something, on stream 1 or 2."""
+
 
 class Nobody:
     """A witness that needs to know nothing."""
@@ -52,6 +55,9 @@ class Nobody:
 
     def started(self, container: str) -> None:
         """Is not told."""
+
+    def said(self, stream: int, data: bytes) -> None:
+        """Is not passed on."""
 
 
 @dataclass(slots=True)
@@ -80,7 +86,7 @@ class Follower:
         meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.conversation = Conversation(limits.output_bytes)
+        self.conversation = Conversation(limits.output_bytes, witness.said)
         self.artifacts = Collector(limits.artifact_bytes)
         self.ends = Ends()
         self._daemon = daemon

@@ -3,7 +3,9 @@
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from crucible_worker.engines.tee import Tee
 from crucible_worker.model import Captured
 
 STDOUT, STDERR = 1, 2
@@ -100,9 +102,11 @@ class Trailer:
 class Conversation:
     """Follows one sandbox's side of the protocol that `boot` describes, and captures the rest as output."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, said: Callable[[int, bytes], None] = lambda *_: None) -> None:
+        """`said` gets the code's output as it comes, with the number of its stream."""
         self.stdout = Capture(limit)
         self.stderr = Capture(limit)
+        self._tees = {stream: Tee(partial(said, stream)) for stream in (STDOUT, STDERR)}
         self._demultiplexer = Demultiplexer()
         self._prefix = b""
         self._held = b""
@@ -139,6 +143,7 @@ class Conversation:
         for stream, payload in self._demultiplexer.feed(data):
             if stream == STDERR:
                 self._held_error = _all_but(_SECRET, self.stderr, self._held_error, payload)
+                self._pass_on(STDERR, payload)
             elif stream == STDOUT:
                 self._stdout(payload)
 
@@ -158,6 +163,7 @@ class Conversation:
         if need:
             self._prefix += bytes(payload[:need])
             payload = payload[need:]
+        self._pass_on(STDOUT, payload)
         self._held = _all_but(_TRAILER, self.stdout, self._held, payload)
 
     def trailer(self) -> Trailer | None:
@@ -167,8 +173,14 @@ class Conversation:
             return None
         return Trailer(exit_code=value[0]) if kind == b"E" else Trailer(signal=value[0])
 
+    def _pass_on(self, stream: int, payload: memoryview) -> None:
+        if self.started and payload:
+            self._tees[stream].feed(payload, self._prefix[2:])
+
     def finish(self) -> Trailer | None:
         """Call once at the end of the stream. Returns the supervisor's trailer, if its last bytes are one."""
+        for tee in self._tees.values():
+            tee.finish(self._prefix[2:])
         trailer = self.trailer()
         held, self._held = self._held, b""
         error, self._held_error = self._held_error, b""

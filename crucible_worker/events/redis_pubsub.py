@@ -1,8 +1,9 @@
-"""Events on the Redis channels that the platform's Storage Worker listens to."""
+"""Events and live logs on the Redis channels that the platform listens to."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from crucible_worker.errors import ExitCode, ExitError, KeyRefusedError, RejectedError, RetryError
 from crucible_worker.model import Event
@@ -15,8 +16,11 @@ _NOT_NOW = ("LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "NOREPLI
 class RedisPubSub:
     """Publishes each event's data as JSON on `evaluation:<kind>`. Connects when first used, and again when cut off."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is redis://[[USER]:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS. Otherwise raises ExitError."""
+    def __init__(self, url: str, setting: str = "EVENT_BUS_URL") -> None:
+        """`url` is redis://[[USER]:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS. Otherwise raises ExitError.
+
+        `setting` is where it came from.
+        """
         # Costs 100 ms, and few have Redis.
         import redis
         from redis.backoff import NoBackoff
@@ -30,7 +34,7 @@ class RedisPubSub:
                 retry=Retry(NoBackoff(), 1),
             )
         except ValueError as error:
-            raise ExitError(ExitCode.USAGE, f"EVENT_BUS_URL cannot be used: {error}.") from None
+            raise ExitError(ExitCode.USAGE, f"{setting} cannot be used: {error}.") from None
 
     def publish(self, event: Event) -> None:
         """Say it once, to whoever listens now.
@@ -45,6 +49,14 @@ class RedisPubSub:
         """See whether Redis answers. Raises what `publish` raises."""
         with _faults():
             self._client.ping()
+
+    def send(self, eval_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Say what a running task has printed, on `evaluation:<id>:logs`. Raises as `publish`."""
+        channel = f"evaluation:{eval_id}:logs".encode("utf-8", "surrogatepass")
+        with _faults(), self._client.pipeline(transaction=False) as pipeline:
+            for message in messages:
+                pipeline.publish(channel, json.dumps(message))
+            pipeline.execute()
 
     def close(self) -> None:
         """Close the connection. A later `publish` opens it again."""

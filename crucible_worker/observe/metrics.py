@@ -44,6 +44,9 @@ class Metrics:
         self._journal = self._gauge("journal_entries", "What the journal holds.", "state")
         self._warm_ready = self._gauge("warm_ready", "Sandboxes that wait for a task.")
         self._orphans = self._counter("orphans_removed", "Sandboxes removed that a crash had left behind.")
+        self._live_dropped = self._counter(
+            "live_log_dropped_bytes", "Output of running tasks that nobody took in time."
+        )
         self._slots.set(slots)
         self._gauge("build_info", "Always 1; which version runs.", "version").labels(version).set(1)
         self._start_at_zero()
@@ -92,6 +95,10 @@ class Metrics:
     def orphans_removed(self, count: int) -> None:
         """So many sandboxes of an earlier life were removed."""
         self._orphans.inc(count)
+
+    def live_log_dropped(self, count: int) -> None:
+        """So many bytes of live logs were left out."""
+        self._live_dropped.inc(count)
 
     def render(self) -> tuple[str, bytes]:
         """(content type, body) in Prometheus' text format 0.0.4."""

@@ -2,7 +2,7 @@
 
 import math
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crucible_worker.errors import AlreadySettledError
@@ -69,6 +69,12 @@ class HttpQueue:
         response.check()
         answer = response.json() if response.body.strip() else None
         return isinstance(answer, dict) and answer.get("cancel") is True
+
+    def send(self, eval_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
+        """POST what a running task has printed. Raises RejectedError where the queue does not want it, RetryError."""
+        url = self._task(eval_id, "logs")
+        body = {"messages": list(messages)}
+        self._transport.request("POST", url, json=body, deadline=BEAT_SECONDS).check()
 
     def knows(self, eval_id: str) -> bool:
         """Whether the queue still knows a task. Raises as `Response.check`."""

@@ -38,6 +38,7 @@ def test_the_metrics_are_the_documented_ones(metrics):
             "journal_entries",
             "warm_ready",
             "orphans_removed",
+            "live_log_dropped_bytes",
             "build_info",
         ]
     }
@@ -67,6 +68,7 @@ def test_what_happens_is_counted(metrics):
     metrics.journal("pending", 4)
     metrics.warm(1)
     metrics.orphans_removed(3)
+    metrics.live_log_dropped(5)
     assert value(metrics, "polls_total", outcome="task") == 1
     assert value(metrics, "poll_duration_seconds_sum") == pytest.approx(0.2)
     assert value(metrics, "queue_connection_errors_total") == 1
@@ -80,6 +82,7 @@ def test_what_happens_is_counted(metrics):
     assert value(metrics, "journal_entries", state="pending") == 4
     assert value(metrics, "warm_ready") == 1
     assert value(metrics, "orphans_removed_total") == 3
+    assert value(metrics, "live_log_dropped_bytes_total") == 5
 
 
 def test_engines_that_tasks_make_up_are_one_series(metrics):

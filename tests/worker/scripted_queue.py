@@ -48,7 +48,7 @@ class ScriptedQueue(ScriptedServer):
 
     def settlements(self, eval_id: str | None = None) -> list[Call]:
         """The complete and fail calls, of one task or of all."""
-        found = [call for call in self.calls if call.method == "POST"]
+        found = [call for call in self.calls if call.method == "POST" and not call.path.endswith("/logs")]
         return [call for call in found if eval_id is None or settled_id(call) == eval_id]
 
     def settled(self, eval_id: str) -> Call:
