@@ -106,7 +106,7 @@ def _numbers(status: Mapping[str, Any], minutes: Sequence[Minute]) -> str:
         "to be delivered": journal.get("pending"),
         "events waiting": journal.get("events"),
         "dead letters": journal.get("dead"),
-        "warm sandboxes": status.get("warm_ready"),
+        "warm sandboxes": sum(status["warm"].values()) if "warm" in status else None,
     }
     rows = (f"<div><dt>{name}</dt><dd>{shown(value)}</dd></div>" for name, value in tiles.items() if value is not None)
     return f"<dl>{''.join(rows)}</dl>"

@@ -18,7 +18,7 @@ SOCKET_SECONDS = 5.0
 MAX_REQUEST_BYTES = 16_384  # request line and headers together
 MAX_CONNECTIONS = 32
 _JSON = "application/json"
-_PATHS = ("/health", "/live", "/ready", "/metrics", "/status")
+PATHS = ("/health", "/live", "/ready", "/metrics", "/status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +128,12 @@ class HealthServer:
             "/status": lambda: _json(200, self._status()),
         }
         if path not in routes:
-            return _json(404, {"error": "no such path", "paths": _PATHS})
+            return _json(404, {"error": "no such path", "paths": PATHS})
         return routes[path]()
 
     def _index(self) -> _Answer:
         if self._page is None:
-            return _json(200, {"paths": _PATHS})
+            return _json(200, {"paths": PATHS})
         headers, body = self._page()
         return _Answer(200, body, "text/html; charset=utf-8", headers)
 

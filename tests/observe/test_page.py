@@ -61,6 +61,7 @@ def status(eval_ids=("humaneval-17/3",)) -> dict:
             {"slot": 2, "doing": "polling", "seconds": 3.0, "eval_id": None, "engine": None},
         ],
         "journal": {"claimed": 1, "pending": 2, "events": 3, "dead": 0}, "recent": recent,
+        "warm": {"docker/python": 2, "gvisor/python": 1},
     }  # fmt: skip
 
 
@@ -103,9 +104,9 @@ class Reader(HTMLParser):
 
 
 def test_it_says_what_the_status_says():
-    text = html.unescape(re.sub(r"<[^>]+>", " ", page()))
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page())).split())
     for words in ("worker-1", "not ready", "1 d 2 h", "the queue cannot be reached", "humaneval-17/3", "12 s",
-                  "does not work", "out_of_memory", "1 of 2", "2.5 s ago"):  # fmt: skip
+                  "does not work", "out_of_memory", "1 of 2", "2.5 s ago", "warm sandboxes 3"):  # fmt: skip
         assert words in text
 
 
