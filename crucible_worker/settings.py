@@ -442,6 +442,7 @@ _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)$")
 
 def _refuse_unknown(known: Mapping[str, Description], environ: Mapping[str, str], toml: Mapping[str, object]) -> None:
     variables = {d.env for d in known.values()} | {"CRUCIBLE_CONFIG"}
+    variables |= {f"{d.env}_FILE" for d in known.values() if d.secret}
     for name in environ:
         if name.startswith("CRUCIBLE_") and name not in variables and not _SERVICE_LINK.search(name):
             raise ExitError(ExitCode.USAGE, f"unknown setting {name!r} in the environment{_hint(name, variables)}")

@@ -266,3 +266,28 @@ def test_whatever_is_set_the_answer_is_settings_or_one_line(flags, environ, toml
     else:
         assert isinstance(loaded, Loaded)
         assert len(loaded.rows()) == len(describe())
+
+
+def test_every_secret_may_be_in_a_file_whichever_way_it_is_named(tmp_path):
+    file = tmp_path / "secret"
+    file.write_text("from-a-file\n")
+    for d in describe():
+        if d.secret:
+            name = f"{d.name}_file"
+            for given in (
+                ({name: str(file)}, {}, {}),
+                ({}, {f"{d.env}_FILE": str(file)}, {}),
+                ({}, {}, {name: str(file)}),
+            ):
+                loaded = load(*given)
+                assert getattr(loaded.settings, d.name).reveal() == "from-a-file"
+                assert loaded.secret_files == {d.name: str(file)}
+
+
+@pytest.mark.parametrize("url", ["redis://:pass@h/0", "rediss://u:pass@h:1/0"])
+def test_where_live_logs_go_shows_no_password(url):
+    loaded = load({}, {"CRUCIBLE_LIVE_LOGS": url}, {})
+    assert loaded.settings.live_logs == url
+    assert "pass@" not in str(loaded.rows()) + repr(loaded.settings)
+    with pytest.raises(ExitError, match="expected none, queue, or redis"):
+        load({}, {"CRUCIBLE_LIVE_LOGS": "http://h"}, {})
