@@ -169,10 +169,16 @@ def test_another_life_goes_on_above_the_numbers_of_the_first(logs, watcher):
     for _ in range(5):
         stream.said(1, b"x")
         send_all(logs)
+    watcher.error = RetryError("away")
+    stream.said(1, b"x")
+    for _ in range(50):
+        logs.turn()
+    watcher.error = None
+    send_all(logs)
     last = watcher.messages[-1]["sequence"]
     again = logs.stream("e")
     again.replay()
-    again.said(1, b"xxxxx")
+    again.said(1, b"xxxxxx")
     again.go_on()
     again.said(1, b"new")
     send_all(logs)

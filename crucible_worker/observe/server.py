@@ -4,7 +4,6 @@ import contextlib
 import json
 import socket
 import socketserver
-import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -186,8 +185,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        if isinstance(self.connection, ssl.SSLSocket):
-            self.connection.do_handshake()  # here, where only this connection waits for its peer
         self.rfile: Any = _Bounded(self.rfile)
         self.command, self.request_version, self.requestline = "", self.protocol_version, ""
 
@@ -261,6 +258,7 @@ class _Server(ThreadingHTTPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         request, address = super().get_request()
         if self._tls is not None:
+            # The handshake comes with the first read, in the thread of this connection.
             request = self._tls.context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         return request, address
 
