@@ -344,7 +344,7 @@ run_tests() {
   if ! has_all node tcc busybox docker-registry; then
     install "the tests need languages other than Python, and a registry" nodejs tcc libc6-dev busybox-static docker-registry
   fi
-  command -v chromium >/dev/null || install "the tests look at the status page" chromium
+  command -v chromium >/dev/null || install "the tests look at the status page" chromium fonts-dejavu-core
   command -v zsh >/dev/null || install "the tests complete commands in zsh" zsh
   command -v promtool >/dev/null || install "the tests check alert rules" prometheus
   "$python" -I "$PYZ" image build
