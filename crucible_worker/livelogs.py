@@ -1,24 +1,17 @@
 """What running tasks print, on its way to whoever watches: in order, bounded, and never waited for by a task."""
 
-import codecs
-import datetime as dt
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from crucible_worker.backlog import Backlog
 from crucible_worker.errors import KeyRefusedError, RejectedError, RetryError
-from crucible_worker.model import rfc3339
 
-TASK_BYTES = 256 << 10  # of one task that may wait to be sent
 ALL_BYTES = 4 << 20  # of all tasks together
-MESSAGE_BYTES = 32 << 10  # of output in one message
 MOST_STREAMS = 1000  # kept while nobody takes what they have to say
 _GATHER_SECONDS = 0.1  # so that many small writes make one message
 _PAUSE_SECONDS = 2.0  # after a failure
-_STDERR = 2
 # A byte is in one message, and perhaps in the note that this one was lost; and there are the attempts that failed
 # meanwhile, one every _PAUSE_SECONDS, which makes more than three weeks.
 _LIFE = 1_000_000
@@ -41,46 +34,14 @@ class Log(Protocol):
         """Something is not as it should be."""
 
 
-@dataclass(slots=True)
-class _Part:
-    """Bytes of one stream as they were heard; or, where there are none, how many have been left out."""
-
-    stream: int
-    at: dt.datetime
-    data: bytes = b""
-    omitted: int = 0
-
-
-@dataclass(slots=True)
-class _Decoders:
-    """One for each stream: a character may come in pieces."""
-
-    of: dict[int, codecs.IncrementalDecoder] = field(default_factory=dict)
-
-    def decode(self, stream: int, data: bytes) -> str:
-        if stream not in self.of:
-            self.of[stream] = codecs.getincrementaldecoder("utf-8")("replace")
-        return self.of[stream].decode(data)
-
-    def rest(self) -> str:
-        """What was begun and not ended; nothing is begun afterwards."""
-        text = "".join(decoder.decode(b"", final=True) for decoder in self.of.values())
-        self.of.clear()
-        return text
-
-
 class Stream:
     """The output of one task in this worker's hands. Its methods return at once."""
 
-    def __init__(self, logs: "LiveLogs", eval_id: str) -> None:
+    def __init__(self, logs: "LiveLogs", eval_id: str, worker_id: str) -> None:
         self.eval_id = eval_id
+        self.backlog = Backlog(eval_id, worker_id)  # under the lock of `logs`, once it is among its streams
         self._logs = logs
-        self._parts: deque[_Part] = deque()
-        self._decoders = _Decoders()
-        self._sequence = 0
         self._replaying = False
-        self.held = 0
-        self.finished = False
 
     def replay(self) -> None:
         """What comes next was said to an earlier life of this worker, and is only counted."""
@@ -88,13 +49,13 @@ class Stream:
 
     def go_on(self) -> None:
         """What comes from now on is new. Its numbers are above all that an earlier life can have given."""
-        self._sequence += _LIFE
+        self.backlog.sequence += _LIFE
         self._replaying = False
 
     def said(self, stream: int, data: bytes) -> None:
         """The code has printed something."""
         if self._replaying:
-            self._sequence += 2 * len(data)
+            self.backlog.sequence += 2 * len(data)
         else:
             self._logs.accept(self, stream, data)
 
@@ -105,76 +66,6 @@ class Stream:
     def drop(self) -> None:
         """Somebody else goes on with the task."""
         self._logs.forget(self)
-
-    def add(self, stream: int, data: bytes, room: int) -> int:
-        """Keep what there is room for. Returns how many bytes were left out. The caller holds the lock."""
-        taken = data[: max(min(room, TASK_BYTES - self.held), 0)]
-        if taken:
-            self._parts.append(_Part(stream, dt.datetime.now(dt.UTC), taken))
-            self.held += len(taken)
-        omitted = len(data) - len(taken)
-        if omitted:
-            self._omit(omitted)
-        return omitted
-
-    def _omit(self, count: int) -> None:
-        if self._parts and self._parts[-1].omitted:
-            self._parts[-1].omitted += count
-        else:
-            self._parts.append(_Part(_STDERR, dt.datetime.now(dt.UTC), omitted=count))
-
-    def lost(self, count: int) -> None:
-        """Messages that tell of so many bytes could not be sent. The caller holds the lock."""
-        self._parts.appendleft(_Part(_STDERR, dt.datetime.now(dt.UTC), omitted=count))
-
-    def take(self, worker_id: str) -> tuple[list[dict[str, Any]], int]:
-        """Messages to send now, and how many bytes of output they tell of. The caller holds the lock."""
-        messages: list[dict[str, Any]] = []
-
-        def add(stream: int, at: dt.datetime, content: str, *, final: bool = False) -> None:
-            if content or final:
-                messages.append(
-                    {
-                        "eval_id": self.eval_id,
-                        "sequence": self._sequence,
-                        "timestamp": rfc3339(at),
-                        "content": content,
-                        "executor_id": worker_id,
-                        "is_final": final,
-                        "stream": "stderr" if stream == _STDERR else "stdout",
-                    }
-                )
-                self._sequence += 1
-
-        size = omitted = 0
-        while self._parts and size < 8 * MESSAGE_BYTES:
-            part = self._parts.popleft()
-            if part.omitted:
-                omitted += part.omitted
-                add(part.stream, part.at, f"{self._decoders.rest()}\n[... {part.omitted} bytes omitted ...]\n")
-                continue
-            data = part.data
-            while (
-                self._parts
-                and self._parts[0].stream == part.stream
-                and self._parts[0].data
-                and len(data) < MESSAGE_BYTES
-            ):
-                data += self._parts.popleft().data
-            if len(data) > MESSAGE_BYTES:
-                self._parts.appendleft(_Part(part.stream, part.at, data[MESSAGE_BYTES:]))
-                data = data[:MESSAGE_BYTES]
-            size += len(data)
-            add(part.stream, part.at, self._decoders.decode(part.stream, data))
-        self.held -= size
-        if self.finished and not self._parts:
-            add(1, dt.datetime.now(dt.UTC), self._decoders.rest(), final=True)
-        return messages, size + omitted
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there is something to say."""
-        return bool(self._parts) or self.finished
 
 
 class LiveLogs:
@@ -203,14 +94,14 @@ class LiveLogs:
 
     def stream(self, eval_id: str) -> Stream:
         """A place for the output of a task that begins."""
-        return Stream(self, eval_id)
+        return Stream(self, eval_id, self._worker_id)
 
     def accept(self, stream: Stream, number: int, data: bytes) -> None:
         """Output of a task, of its stream 1 or 2."""
         with self._lock:
-            room = ALL_BYTES - sum(other.held for other in self._streams)
+            room = ALL_BYTES - sum(other.backlog.held for other in self._streams)
             self._streams.setdefault(stream)
-            omitted = stream.add(number, data, room)
+            omitted = stream.backlog.add(number, data, room)
         if omitted:
             self._dropped(omitted)
         self._wake.set()
@@ -218,9 +109,9 @@ class LiveLogs:
     def finish(self, stream: Stream) -> None:
         """No more output of this task."""
         with self._lock:
-            stream.finished = True
+            stream.backlog.finished = True
             self._streams.setdefault(stream)
-            ended = [other for other in self._streams if other.finished]
+            ended = [other for other in self._streams if other.backlog.finished]
             for other in ended[: max(len(ended) - MOST_STREAMS, 0)]:
                 del self._streams[other]
         self._wake.set()
@@ -248,12 +139,12 @@ class LiveLogs:
     def turn(self) -> bool:
         """Send what every stream has to say now. Returns whether there may be more that can be sent."""
         with self._lock:
-            waiting = [stream for stream in self._streams if stream.waiting]
+            waiting = [stream for stream in self._streams if stream.backlog.waiting]
         return bool(waiting) and all(self._send(stream) for stream in waiting)
 
     def _send(self, stream: Stream) -> bool:
         with self._lock:
-            messages, size = stream.take(self._worker_id)
+            messages, size = stream.backlog.take()
         try:
             if messages:
                 self._sink.send(stream.eval_id, messages)
@@ -276,7 +167,7 @@ class LiveLogs:
     def _failed(self, stream: Stream, size: int, error: Exception) -> None:
         if size:
             with self._lock:
-                stream.lost(size)
+                stream.backlog.lost(size)
         self._not_before = self._clock() + _PAUSE_SECONDS
         self._wake.set()
         if not self._down:

@@ -95,7 +95,7 @@ def test_adapters_import_the_vocabulary_and_their_own_room(module):
 
 @each(
     "worker", "evaluation", "settlement", "leases", "recovery", "admission", "delivery", "lifecycle", "journal",
-    "statefile", "transcript", "livelogs", "vitals", "outbox", "backoff",
+    "statefile", "transcript", "livelogs", "backlog", "vitals", "outbox", "backoff",
 )  # fmt: skip
 def test_the_core_knows_no_adapter(module):
     assert not module.ours() & {*ADAPTERS, "transport", "cli"}

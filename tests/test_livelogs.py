@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_worker import livelogs
+from crucible_worker import backlog, livelogs
 from crucible_worker.errors import RejectedError, RetryError
 from crucible_worker.livelogs import LiveLogs
 
@@ -104,29 +104,29 @@ def test_small_writes_become_one_message_and_large_ones_several(logs, watcher):
     stream = logs.stream("e")
     for _ in range(1000):
         stream.said(1, b"x")
-    stream.said(1, b"y" * 3 * livelogs.MESSAGE_BYTES)
+    stream.said(1, b"y" * 3 * backlog.MESSAGE_BYTES)
     send_all(logs)
-    assert watcher.text() == "x" * 1000 + "y" * 3 * livelogs.MESSAGE_BYTES
+    assert watcher.text() == "x" * 1000 + "y" * 3 * backlog.MESSAGE_BYTES
     assert len(watcher.messages) == 4
-    assert max(len(message["content"]) for message in watcher.messages) <= livelogs.MESSAGE_BYTES
+    assert max(len(message["content"]) for message in watcher.messages) <= backlog.MESSAGE_BYTES
 
 
 def test_what_nobody_takes_is_bounded_counted_and_noted(watcher, log):
     dropped: list[int] = []
     logs = LiveLogs(watcher, "w", log, dropped.append)
     stream, others = logs.stream("e"), [logs.stream(str(n)) for n in range(40)]
-    stream.said(1, b"a" * livelogs.TASK_BYTES)
+    stream.said(1, b"a" * backlog.TASK_BYTES)
     stream.said(1, b"b" * 1000)
     stream.said(2, b"c" * 500)
     assert sum(dropped) == 1500
     for other in others:
-        other.said(1, b"d" * livelogs.TASK_BYTES)
-    assert sum(stream.held for stream in logs._streams) <= livelogs.ALL_BYTES
+        other.said(1, b"d" * backlog.TASK_BYTES)
+    assert sum(stream.backlog.held for stream in logs._streams) <= livelogs.ALL_BYTES
     send_all(logs)
     stream.said(1, b"again")
     send_all(logs)
     assert watcher.text("e").endswith("a\n[... 1500 bytes omitted ...]\nagain")
-    assert sum(stream.held for stream in logs._streams) == 0
+    assert sum(stream.backlog.held for stream in logs._streams) == 0
 
 
 def test_an_outage_is_said_once_counted_and_over_when_it_is_over(logs, watcher, log):
