@@ -341,6 +341,7 @@ run_tests() {
   ensure_gvisor
   command -v redis-server >/dev/null || install "the tests need a Redis server" redis-server
   command -v faketime >/dev/null || install "the tests set clocks" faketime
+  command -v openssl >/dev/null || install "the tests make certificates" openssl
   if ! has_all node tcc busybox docker-registry; then
     install "the tests need languages other than Python, and a registry" nodejs tcc libc6-dev busybox-static docker-registry
   fi

@@ -107,6 +107,17 @@ def test_nothing_imports_the_command_line(module):
         assert "cli" not in module.ours()
 
 
+@each("doctor")
+def test_the_doctor_knows_the_adapters_and_is_known_by_the_command_line_only(module):
+    assert not module.ours() & {"cli", "worker", "embedded", "journal", "observe"}
+
+
+@each()
+def test_only_the_command_line_asks_the_doctor(module):
+    if module.room not in {"cli", "doctor"}:
+        assert "doctor" not in module.ours()
+
+
 DOORS = {
     "docker": {"engines"},
     "argparse": {"cli"},
@@ -117,7 +128,7 @@ DOORS = {
     "prometheus_client": {"observe.metrics"},
     "redis": {"events", "queues"},
     "sqlite3": {"journal", "statefile", "embedded"},
-    "signal": {"lifecycle", "cli", "engines"},
+    "signal": {"lifecycle", "cli", "engines", "doctor.probe"},
     "logging": set(),
     "requests": {"engines"},
     "asyncio": set(),
@@ -157,8 +168,8 @@ def _works_at_import(node: ast.stmt) -> bool:
 
 @each()
 def test_importing_does_no_work(module):
-    # Programs for the inside of a sandbox are not imported but run.
-    if module.name in {"__main__", "engines.boot", "engines.selftest_probe"}:
+    # boot is the program inside a sandbox: it is not imported but run.
+    if module.name in {"__main__", "engines.boot"}:
         return
     tree = ast.parse(ROOT.joinpath(*module.name.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
     assert not [node.lineno for node in tree.body if _works_at_import(node)]

@@ -1,102 +1,174 @@
-"""`doctor`: looks at everything that a worker needs, and says what mends what is wrong."""
+"""`doctor`: what keeps a worker from working on this host, and whether its sandboxes hold."""
 
 import argparse
 import dataclasses
 import json
-import shutil
-from collections.abc import Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from functools import partial
+from urllib.parse import urlsplit
 
-from crucible_worker.cli import checks, options
-from crucible_worker.engines import selftest
+from crucible_worker.cli import composition, options
+from crucible_worker.doctor import engine, selftest
+from crucible_worker.doctor.checks import Check, Finding, Status, examine, exit_code, passed
+from crucible_worker.doctor.controls import Control
+from crucible_worker.doctor.preconditions import preconditions
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
-from crucible_worker.engines.selftest import Control
 from crucible_worker.errors import ExitCode, ExitError, TaskError
-from crucible_worker.settings import Settings
+from crucible_worker.observe.masking import Mask, shorten
+from crucible_worker.settings import Loaded, Settings, without_password
 
-EXAMPLE = """Takes no task, changes nothing, and can be run beside a worker. With --sandbox it looks at the sandboxes
-instead: each control, seen from inside and from outside, on each engine.
+EXAMPLE = """Run it as the worker's user, with the worker's settings. It claims no task, publishes no event and leaves
+nothing behind; a worker may run beside it. Every check has a deadline, so that a hung engine or queue shows as one.
+A check that rests on one that failed is skipped.
+
+With --sandbox it tests the sandboxes instead: a probe tries to get out of one on each engine while this process looks
+at it from outside. docs/security.md explains each control.
 
 Examples:
   crucible-worker.pyz doctor
-  crucible-worker.pyz doctor --sandbox --json
+  QUEUE_SERVICE_URL=https://queue:8443 API_KEY_FILE=key crucible-worker.pyz doctor --json
+  crucible-worker.pyz doctor --sandbox
 
-Exit codes: 0 all is well (or only warnings), 1 something is not, 64 usage, 69 no engine works."""
+Exit codes: 0 all is well (warnings included), 1 a check or a control failed, 64 usage, 69 no engine works."""
 
-_MARKS = {True: "pass", False: "FAIL", None: "unseen"}
+MARKS = {Status.PASS: "ok", Status.WARN: "WARN", Status.FAIL: "FAIL", Status.SKIP: "-"}
+SELFTEST_SECONDS = 120.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What to look at, and how to tell."""
-    parser.add_argument("--sandbox", action="store_true", help="the security self-test of the sandboxes on this host")
+    """What to look at, and how to tell it."""
+    parser.add_argument("--sandbox", action="store_true", help="test the sandboxes' security on each engine instead")
     parser.add_argument("--json", action="store_true", help="print one JSON value")
     options.add_settings(parser)
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Look, and print. Raises ExitError (64)."""
+    """Look, tell, and return the worst. Raises ExitError (64 or 69)."""
     loaded = options.read_settings(args, environ)
-    if args.sandbox:
-        return _self_test(loaded.settings, as_json=args.json)
-    examination = checks.Examination(loaded)
-    found = []
-    for check in examination.run():
-        found.append(check)
-        if not args.json:
-            print(_line(check), flush=True)
-    if args.json:
-        print(json.dumps([dataclasses.asdict(check) for check in found], indent=1))
-    if not examination.engine_works():
-        return ExitCode.NO_ENGINE
-    return ExitCode.FAILED if any(check.outcome == checks.FAIL for check in found) else ExitCode.OK
+    mask = _mask(loaded.settings, environ)
+    labels = selftest.labels_of(loaded.settings.worker_id)
+    try:
+        if args.sandbox:
+            return _sandboxes(loaded.settings, labels, mask, as_json=args.json)
+        return _host(loaded, labels, mask, as_json=args.json)
+    except KeyboardInterrupt:
+        with suppress(DaemonGoneError, TaskError):
+            engine.swept(loaded.settings.docker_host, labels)
+        raise
 
 
-def _line(check: checks.Check) -> str:
-    outcome = check.outcome.upper() if check.outcome in {checks.FAIL, checks.WARN} else check.outcome
-    line = f"{outcome:<5} {check.name:<18} {check.found}"
-    return f"{line}\n{'':<24} -> {check.mend}" if check.mend else line
+def _host(loaded: Loaded, labels: Mapping[str, str], mask: Callable[[str], str], *, as_json: bool) -> int:
+    findings: list[tuple[str, Finding]] = []
+    fleet = composition.fleet(loaded.settings, labels["crucible.boot"])
+    for name, finding in examine(preconditions(loaded, fleet, labels, sys.argv[0])):
+        shown = Finding(finding.status, mask(finding.found), mask(finding.mend) if _matters(finding) else "")
+        findings.append((name, shown))
+        if not as_json:
+            _tell(name, shown)
+    code = exit_code(findings)
+    if as_json:
+        checks = [{"name": name, **dataclasses.asdict(finding)} for name, finding in findings]
+        print(json.dumps({"ok": code == ExitCode.OK, "exit_code": code, "checks": checks}))
+    else:
+        print(_summary([(name, finding.status) for name, finding in findings]))
+    return code
 
 
-def _self_test(settings: Settings, *, as_json: bool) -> int:
-    language = next((found for found in settings.languages.values() if not found.command), None)
+def _tell(name: str, finding: Finding) -> None:
+    print(f"{MARKS[finding.status]:<5} {name:<18} {finding.found}", flush=True)
+    if finding.mend:
+        print(f"{'':<5} {'':<18} -> {finding.mend}", flush=True)
+
+
+def _matters(finding: Finding) -> bool:
+    return finding.status in {Status.FAIL, Status.WARN}
+
+
+def _summary(found: list[tuple[str, Status]]) -> str:
+    named = {kind: ", ".join(name for name, status in found if status is kind) for kind in (Status.FAIL, Status.WARN)}
+    if named[Status.FAIL]:
+        return f"\nNot well: {named[Status.FAIL]}."
+    return "\nAll is well" + (f", with a warning: {named[Status.WARN]}." if named[Status.WARN] else ".")
+
+
+def _sandboxes(settings: Settings, labels: Mapping[str, str], mask: Callable[[str], str], *, as_json: bool) -> int:
+    language = next((one for one in settings.languages.values() if not one.command), None)
     if language is None:
-        raise ExitError(
-            ExitCode.USAGE, "the self-test is written in Python; name a Python image in CRUCIBLE_LANGUAGES."
-        )
-    daemon = Daemon(settings.docker_host)
-    results: dict[str, Sequence[Control]] = {}
-    troubles: dict[str, str] = {}
-    for name, runtime in settings.engines.items():
-        try:
-            results[name] = selftest.examine(daemon, runtime, language, settings.worker_id)
-        except (TaskError, DaemonGoneError) as error:
-            troubles[name] = str(error)
-    daemon.close()
-    print(json.dumps(_document(results, troubles), indent=1) if as_json else _table(results, troubles))
-    if not results:
+        raise ExitError(ExitCode.USAGE, "the self-test is a Python program; add a python image to CRUCIBLE_LANGUAGES.")
+    try:
+        with closing(Daemon(settings.docker_host, engine.CALL_SECONDS)) as daemon:
+            daemon.version()
+    except (DaemonGoneError, TaskError) as error:
+        raise ExitError(ExitCode.NO_ENGINE, f"{error}. 'doctor' says what to do.") from error
+    found: dict[str, list[Control]] = {}
+    secrets = frozenset(filter(None, [settings.api_key.reveal()]))
+
+    def test(name: str, runtime: str) -> Finding:
+        with closing(Daemon(settings.docker_host, SELFTEST_SECONDS / 4)) as daemon:
+            found[name] = selftest.examine(daemon, runtime, language, settings.limits(), labels, secrets)
+        return passed(name)
+
+    checks = [
+        Check(name, partial(test, name, runtime), (), SELFTEST_SECONDS) for name, runtime in settings.engines.items()
+    ]
+    for name, finding in examine(checks):
+        if finding.status is Status.FAIL:
+            found[name] = [Control(selftest.STARTED, Status.FAIL, "outside", finding.found)]
+            with suppress(DaemonGoneError, TaskError):
+                engine.swept(settings.docker_host, labels)
+    shown = {name: [dataclasses.replace(c, found=mask(c.found)) for c in controls] for name, controls in found.items()}
+    code = _verdict(shown)
+    if as_json:
+        documents = {name: [dataclasses.asdict(control) for control in controls] for name, controls in shown.items()}
+        print(json.dumps({"ok": code == ExitCode.OK, "exit_code": code, "engines": documents}))
+    else:
+        print(table(shown))
+    return code
+
+
+def _verdict(shown: Mapping[str, list[Control]]) -> int:
+    """69 where no sandbox could be started at all, 1 where a control does not hold."""
+    if not any(len(controls) > 1 for controls in shown.values()):
         return ExitCode.NO_ENGINE
-    broken = troubles or any(control.holds is False for controls in results.values() for control in controls)
-    return ExitCode.FAILED if broken else ExitCode.OK
+    failures = [control for controls in shown.values() for control in controls if control.status is Status.FAIL]
+    return ExitCode.FAILED if failures else ExitCode.OK
 
 
-def _document(results: Mapping[str, Sequence[Control]], troubles: Mapping[str, str]) -> dict[str, Any]:
-    engines = {name: [dataclasses.asdict(control) for control in controls] for name, controls in results.items()}
-    return {"engines": engines, "unavailable": dict(troubles)}
+def table(shown: Mapping[str, list[Control]]) -> str:
+    """A row for each control and a column for each engine; below, what was found where one does not hold."""
+    names = list(dict.fromkeys(control.name for controls in shown.values() for control in controls))
+    by_name = {engine: {control.name: control for control in controls} for engine, controls in shown.items()}
+    rows = [f"{'CONTROL':<24}" + "".join(f"{engine.upper():<18}" for engine in shown)]
+    for name in names:
+        cells = [_cell(controls.get(name)) for controls in by_name.values()]
+        rows.append(f"{name:<24}" + "".join(f"{cell:<18}" for cell in cells))
+    broken = [(engine, c) for engine, controls in shown.items() for c in controls if c.status is Status.FAIL]
+    rows += ["", *(f"FAIL {engine}, {control.name}: {control.found}" for engine, control in broken)]
+    rows.append(f"{len(broken)} do not hold." if broken else "Every control holds.")
+    return "\n".join(row.rstrip() for row in rows)
 
 
-def _table(results: Mapping[str, Sequence[Control]], troubles: Mapping[str, str]) -> str:
-    names = dict.fromkeys((control.name, control.how) for controls in results.values() for control in controls)
-    lines = [f"{'CONTROL':<32} {'HOW':<8} " + " ".join(f"{engine.upper():<10}" for engine in results)]
-    failures = []
-    for name, how in names:
-        cells = []
-        for engine, controls in results.items():
-            control = next((c for c in controls if (c.name, c.how) == (name, how)), None)
-            cells.append(_MARKS[control.holds] if control else "-")
-            if control is not None and control.holds is False:
-                failures.append(f"{engine}: {name}: {control.found}")
-        lines.append(f"{name:<32} {how:<8} " + " ".join(f"{cell:<10}" for cell in cells))
-    lines += [""] * bool(failures or troubles) + failures
-    lines += [f"{engine}: no sandbox can be had: {words}" for engine, words in troubles.items()]
-    width = shutil.get_terminal_size((120, 24)).columns
-    return "\n".join(line.rstrip()[: max(width, 100)] for line in lines)
+def _cell(control: Control | None) -> str:
+    return "-" if control is None else f"{MARKS[control.status]} ({control.how})".replace(" (-)", "")
+
+
+def _mask(settings: Settings, environ: Mapping[str, str]) -> Callable[[str], str]:
+    """Shows a text on one line, without secrets and without what would move a terminal's cursor."""
+    urls = [settings.event_bus_url, *(value for name, value in environ.items() if name.lower().endswith("_proxy"))]
+    secrets = {settings.api_key.reveal(), *(_password(url) for url in urls)} - {""}
+    hide = Mask(lambda: secrets)
+
+    def shown(text: str) -> str:
+        line = " ".join(without_password(hide(text)).split())
+        return shorten("".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line))
+
+    return shown
+
+
+def _password(url: str) -> str:
+    try:
+        return urlsplit(url).password or ""
+    except ValueError:
+        return ""

@@ -1,354 +1,397 @@
-"""`doctor` on set-ups that are broken in one way each: the check that says so, what mends it, and the exit code."""
+"""`doctor` on hosts and before queues that are broken in many ways: what it finds, what mends it, how it ends."""
 
+import contextlib
+import datetime as dt
+import email.utils
+import fcntl
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
-import sys
+import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from scripted_server import ScriptedServer, document, hang_up, never, status
 
-from crucible_worker import settings, statefile
-from crucible_worker.cli import checks
-from crucible_worker.engines import selftest
+from crucible_worker.doctor import host
+from crucible_worker.doctor.checks import Check, Status, examine, exit_code, failed, passed
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.engine
+KEY = "a-key-of-great-secrecy"
 
 
-class Server(ThreadingHTTPServer):
-    """Answers everything alike, over TLS where a certificate is given, or not at all."""
+class Queue(ScriptedServer):
+    """Health for everybody, counts for who has the key; notes whether it is asked for anything else."""
 
-    daemon_threads = True
+    def __init__(self, key: str = "") -> None:
+        super().__init__(document({"status": "healthy"}))
+        self._key = key
 
-    def __init__(self, status=200, body="{}", certificate=None, silent=False) -> None:
-        self.answer, self.silent = (status, body.encode()), threading.Event()
-        if not silent:
-            self.silent.set()
-        super().__init__(("127.0.0.1", 0), _Handler)
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*certificate)
-            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-
-    @property
-    def port(self) -> int:
-        return self.server_address[1]
-
-    def handle_error(self, request, client_address) -> None:
-        """A client that does not trust us is what is tested."""
+    def answer(self, call):
+        if call.path == "/status" and self._key and call.headers.get("x-api-key") != self._key:
+            return status(401, json.dumps({"error": f"bad key {call.headers.get('x-api-key')}"}))
+        return self.default
 
 
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.server.silent.wait(60)
-        status, body = self.server.answer
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format, *args) -> None:  # noqa: A002
-        pass
+@pytest.fixture
+def queue(sandbox_image):
+    with Queue() as running:
+        yield running
 
 
-class UnixServer(Server):
-    """The same on a unix socket: an engine that is not well."""
-
-    address_family = socket.AF_UNIX
-
-    def __init__(self, path, **answer) -> None:
-        self._path = str(path)
-        super().__init__(**answer)
-
-    def server_bind(self) -> None:
-        self.socket.bind(self._path)
-        self.server_address, self.server_name, self.server_port = ("unix", 0), "unix", 0
+@pytest.fixture
+def diagnose(doctor, sandbox_image):
+    """Diagnose a host that is well but for the given settings."""
+    return lambda **settings: doctor(CRUCIBLE_LANGUAGES=f"python={sandbox_image}", **settings)
 
 
-def certificate(folder: Path, name: str) -> tuple[str, str]:
-    """A certificate of its own authority, and its key."""
-    cert, key = str(folder / f"{name}.pem"), str(folder / f"{name}.key")
-    kind = "IP" if name[0].isdigit() else "DNS"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert,
-         "-subj", f"/CN={name}", "-addext", f"subjectAltName={kind}:{name}"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return cert, key
+@contextlib.contextmanager
+def over_tls(server: ScriptedServer, certificate: tuple[str, str], client_ca: str = ""):
+    """A server behind TLS; its URL."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    if client_ca:
+        context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    with server:
+        server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+        yield server.url.replace("http:", "https:")
 
 
-def refused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+@pytest.fixture(scope="session")
+def good(authority):
+    return authority.certificate("good", "IP:127.0.0.1")
 
 
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory, daemon, sandbox_image):
-    """Every set-up examined, several at once: (exit code, checks by name) by the set-up's name."""
-    import docker
-
-    folder = tmp_path_factory.mktemp("doctor")
-    well, servers = Server(), []
-
-    def server(**answer) -> str:
-        servers.append(Server(**answer))
-        return f"http{'s' if 'certificate' in answer else ''}://127.0.0.1:{servers[-1].port}"
-
-    def engine(name: str, **answer) -> str:
-        path = folder / f"{name}.sock"
-        servers.append(UnixServer(path, **answer))
-        return f"unix://{path}"
-
-    good = {
-        "QUEUE_SERVICE_URL": f"http://127.0.0.1:{well.port}", "EVENT_BUS_URL": "none", "DOCKER_HOST": daemon.url,
-        "CRUCIBLE_ENGINES": "docker=runc", "CRUCIBLE_LANGUAGES": f"python={sandbox_image}",
-        "CRUCIBLE_STATE_DIR": str(folder / "state"), "HOSTNAME": "test-doctor",
-    }  # fmt: skip
-    (folder / "file").write_text("")
-    dead = socket.socket(socket.AF_UNIX)
-    dead.bind(str(folder / "dead.sock"))
-    taken = folder / "taken"
-    taken.mkdir()
-    lock = statefile.lock_directory(str(taken))
-    client = docker.APIClient(base_url=daemon.url, version="auto")
-    (folder / "empty").mkdir()
-    archive = subprocess.run(["tar", "-c", "-C", folder / "empty", "."], check=True, capture_output=True).stdout
-    client.import_image_from_data(archive, "crucible-test-doctor", "volumes", changes=["VOLUME /data"])
-    ours = certificate(folder, "127.0.0.1")
-    elsewhere = certificate(folder, "elsewhere.example")
-    version = json.dumps({"ApiVersion": "1.24", "Version": "1.12"})
-    variations = {
-        "all well": {},
-        "no socket": {"DOCKER_HOST": f"unix://{folder}/none.sock"},
-        "no socket but a file": {"DOCKER_HOST": f"unix://{folder}/file"},
-        "nobody behind the socket": {"DOCKER_HOST": f"unix://{folder}/dead.sock"},
-        "an engine that hangs": {"DOCKER_HOST": engine("hangs", silent=True)},
-        "an engine that is too old": {"DOCKER_HOST": engine("old", body=version)},
-        "an engine that fails": {"DOCKER_HOST": engine("fails", status=500, body="no")},
-        "a runtime nobody knows": {"CRUCIBLE_ENGINES": "docker=none-such"},
-        "one runtime of two": {"CRUCIBLE_ENGINES": "docker=runc,gvisor=none-such"},
-        "no image": {"CRUCIBLE_LANGUAGES": "python=none:such"},
-        "an image with volumes": {"CRUCIBLE_LANGUAGES": "python=crucible-test-doctor:volumes"},
-        "an image that is not allowed": {"CRUCIBLE_IMAGES_ALLOWED": "registry.local/*"},
-        "an image to be pulled": {
-            "CRUCIBLE_LANGUAGES": f"python={sandbox_image},x=none:such", "CRUCIBLE_PULL": "missing",
-        },
-        "a state directory that is a file": {"CRUCIBLE_STATE_DIR": f"{folder}/file"},
-        "a state directory below a file": {"CRUCIBLE_STATE_DIR": f"{folder}/file/state"},
-        "a state directory in use": {"CRUCIBLE_STATE_DIR": str(taken)},
-        "no state directory": {"CRUCIBLE_STATE_DIR": "memory"},
-        "a full disk": {"CRUCIBLE_DISK_RESERVE": "100000g"},
-        "a queue nobody knows": {"QUEUE_SERVICE_URL": "http://none-such.invalid:8081"},
-        "a queue that is down": {"QUEUE_SERVICE_URL": f"http://127.0.0.1:{refused_port()}"},
-        "a queue that hangs": {"QUEUE_SERVICE_URL": server(silent=True)},
-        "a queue of an unknown authority": {"QUEUE_SERVICE_URL": server(certificate=ours)},
-        "a queue of a known authority": {"QUEUE_SERVICE_URL": server(certificate=ours), "CRUCIBLE_CA_FILE": ours[0]},
-        "a certificate for another name": {
-            "QUEUE_SERVICE_URL": server(certificate=elsewhere), "CRUCIBLE_CA_FILE": elsewhere[0],
-        },
-        "TLS to a port without": {"QUEUE_SERVICE_URL": f"https://127.0.0.1:{well.port}"},
-        "a CA file that is not there": {"CRUCIBLE_CA_FILE": "/none.pem"},
-        "a queue that wants a key": {"QUEUE_SERVICE_URL": server(status=401, body="no")},
-        "a queue that wants another key": {"QUEUE_SERVICE_URL": server(status=403, body="no"), "API_KEY": "s3cret-key"},
-        "no queue but something": {"QUEUE_SERVICE_URL": server(status=404, body="no")},
-        "a queue in trouble": {"QUEUE_SERVICE_URL": server(status=500, body="no")},
-        "a portal's page": {"QUEUE_SERVICE_URL": server(body="<html>Please log in")},
-        "a proxy that is down": {"http_proxy": f"http://127.0.0.1:{refused_port()}"},
-        "an event bus that is down": {"EVENT_BUS_URL": f"http://127.0.0.1:{refused_port()}/events"},
-        "a Redis that is down": {"EVENT_BUS_URL": f"redis://:s3cret-key@127.0.0.1:{refused_port()}/0"},
-    }  # fmt: skip
-
-    def examine(changes: dict) -> tuple[int, dict, str]:
-        kept = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG"}}
-        done = subprocess.run(
-            [sys.executable, "-m", "crucible_worker", "doctor", "--json"],
-            env=kept | good | changes | {"PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert not done.stderr, done.stderr
-        return done.returncode, {check["name"]: check for check in json.loads(done.stdout)}, done.stdout
-
-    with ThreadPoolExecutor(4) as pool:
-        yield dict(zip(variations, pool.map(examine, variations.values()), strict=True))
-    for one in [well, *servers]:
-        one.silent.set()
-        one.shutdown()
-        one.server_close()
-    dead.close()
-    os.close(lock)
-    client.remove_image("crucible-test-doctor:volumes")
-    client.close()
-    assert not daemon.containers({"crucible.worker": "test-doctor"})
+def test_a_host_that_is_well(diagnose, doctor, queue, daemon, sandbox_image):
+    """Nothing is claimed, published or left behind."""
+    found = diagnose(QUEUE_SERVICE_URL=queue.url, HOSTNAME="doctor-of-tests")
+    assert found.code == 0
+    assert {check["status"] for check in found.checks.values()} == {"pass", "skip"}
+    assert [name for name, check in found.checks.items() if check["status"] == "skip"] == ["queue TLS", "event bus"]
+    assert {(call.method, call.path) for call in queue.calls} == {("GET", "/health"), ("GET", "/status")}
+    assert not daemon.containers({"crucible.worker": "doctor-of-tests"})
+    told = doctor.call(QUEUE_SERVICE_URL=queue.url, CRUCIBLE_LANGUAGES=f"python={sandbox_image}")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.endswith("\nAll is well.\n")
 
 
-# The set-up, the check that tells, how, the exit code, and words of what is found and of what mends it.
-BROKEN = [
-    ("no socket", "engine socket", "fail", 69, "there is no /", "start the engine"),
-    ("no socket but a file", "engine socket", "fail", 69, "is not a socket", "DOCKER_HOST"),
-    ("nobody behind the socket", "engine socket", "fail", 69, "nobody answers", "restart the engine"),
-    ("an engine that hangs", "engine API", "fail", 69, "", "restart it"),
-    ("an engine that is too old", "engine API", "fail", 69, "it speaks API 1.24", "20.10 or newer"),
-    ("an engine that fails", "engine API", "fail", 69, "", "restart it"),
-    ("a runtime nobody knows", "engine docker", "fail", 69, "no runtime none-such", "CRUCIBLE_ENGINES"),
-    ("one runtime of two", "engine gvisor", "fail", 1, "no runtime none-such", "install none-such"),
-    ("no image", "image of python", "fail", 69, "none:such is not on this host", "docker load"),
-    ("an image with volumes", "image of python", "fail", 69, "declares volumes (/data)", "without VOLUME"),
-    ("an image that is not allowed", "image of python", "fail", 69, "not among the allowed", "CRUCIBLE_IMAGES_ALLOWED"),
-    ("an image to be pulled", "image of x", "warn", 0, "not here yet", "pulled with the first task"),
-    ("a state directory that is a file", "state directory", "fail", 1, "cannot be written", "CRUCIBLE_STATE_DIR"),
-    ("a state directory below a file", "state directory", "fail", 1, "cannot be written", "CRUCIBLE_STATE_DIR"),
-    ("a state directory in use", "state directory", "warn", 0, "a worker is using", "CRUCIBLE_STATE_DIR"),
-    ("no state directory", "state directory", "warn", 0, "in memory", "CRUCIBLE_STATE_DIR"),
-    ("a full disk", "disk", "fail", 1, "must stay", "make room"),
-    ("a queue nobody knows", "queue address", "fail", 1, "nobody knows none-such.invalid", "QUEUE_SERVICE_URL"),
-    ("a queue that is down", "queue connection", "fail", 1, "no connection to 127.0.0.1", "QUEUE_SERVICE_URL"),
-    ("a queue that hangs", "queue key", "fail", 1, "no complete answer", "QUEUE_SERVICE_URL"),
-    ("a queue of an unknown authority", "queue TLS", "fail", 1, "not trusted: self", "CRUCIBLE_CA_FILE"),
-    ("a certificate for another name", "queue TLS", "fail", 1, "not trusted: IP address mismatch", "CRUCIBLE_CA_FILE"),
-    ("TLS to a port without", "queue TLS", "fail", 1, "no TLS", "http://"),
-    ("a CA file that is not there", "certificates", "fail", 1, "/none.pem cannot be used", "CRUCIBLE_CA_FILE"),
-    ("a queue that wants a key", "queue key", "fail", 1, "(without a key)", "API_KEY_FILE"),
-    ("a queue that wants another key", "queue key", "fail", 1, "(with the key)", "API_KEY_FILE"),
-    ("no queue but something", "queue key", "fail", 1, "404", "QUEUE_SERVICE_URL"),
-    ("a queue in trouble", "queue key", "fail", 1, "500", "QUEUE_SERVICE_URL"),
-    ("a portal's page", "queue key", "fail", 1, "not JSON", "QUEUE_SERVICE_URL"),
-    ("a proxy that is down", "queue connection", "fail", 1, "the proxy", "HTTP_PROXY"),
-    ("an event bus that is down", "event bus connection", "warn", 0, "no connection", "EVENT_BUS_URL"),
-    ("a Redis that is down", "event bus", "warn", 0, "Redis", "EVENT_BUS_URL"),
-]
+def test_bad_settings_are_one_line_and_64(doctor):
+    told = doctor.call("--json", CRUCIBLE_MEMORY="plenty")
+    assert (told.returncode, told.stdout, told.stderr.count("\n")) == (64, "", 1)
 
 
-@pytest.mark.parametrize(("setup", "name", "outcome", "code", "found", "mend"), BROKEN, ids=[row[0] for row in BROKEN])
-def test_what_is_wrong_is_told_with_what_mends_it(cases, setup, name, outcome, code, found, mend):
-    exit_code, checked, printed = cases[setup]
-    check = checked[name]
-    assert (check["outcome"], exit_code) == (outcome, code), checked
-    assert found in check["found"], check
-    assert mend in check["mend"], check
-    assert "Traceback" not in printed
-    assert "s3cret-key" not in printed
-    wrong = [other for other in checked.values() if other["outcome"] == "fail" and other["name"] != name]
-    assert not wrong
-
-
-@pytest.mark.parametrize("setup", ["all well", "a queue of a known authority"])
-def test_where_all_is_well_nothing_is_to_be_mended(cases, setup):
-    exit_code, checked, _ = cases[setup]
-    assert exit_code == 0
-    assert {c["outcome"] for c in checked.values()} <= {"pass", "skip", "warn"}
-    assert [c["name"] for c in checked.values() if c["outcome"] == "warn"] in ([], ["unpack directory"])
-
-
-def test_what_builds_on_something_broken_is_skipped(cases):
-    _, checked, _ = cases["no socket"]
-    for name in ("engine API", "clock", "image of python", "engine docker"):
-        assert (checked[name]["outcome"], checked[name]["found"][:6]) == ("skip", "needs:")
-    assert checked["queue key"]["outcome"] == "pass"
-
-
-def test_a_socket_that_this_user_may_not_use(daemon, tmp_path):
-    """As an ordinary user, whom only another process can be."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
-    loaded = settings.load({}, {"DOCKER_HOST": daemon.url}, {})
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-        examination = checks.Examination(loaded)
-        check = examination._check("engine socket", examination._socket)
-        os.write(tell, json.dumps([check.outcome, check.found, check.mend]).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    outcome, found, mend = json.loads(os.read(told, 10_000))
-    os.close(told)
-    os.close(tell)
-    assert (outcome, "user 65534 may not use" in found, "usermod -aG docker" in mend) == ("fail", True, True)
-
-
-def doctor(*arguments, **changes):
-    kept = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG"}}
-    return subprocess.run(
-        [sys.executable, "-m", "crucible_worker", "doctor", *arguments],
-        env=kept | changes | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-
-
-def test_the_sandboxes_of_this_host_hold(daemon, sandbox_image, engine_runtime):
-    engine_runtime("runsc")
-    done = doctor(
-        "--sandbox",
-        "--json",
-        DOCKER_HOST=daemon.url,
-        CRUCIBLE_LANGUAGES=f"python={sandbox_image}",
-        HOSTNAME="test-self",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    engines = json.loads(done.stdout)["engines"]
-    assert set(engines) == {"docker", "gvisor"}
-    for controls in engines.values():
-        assert len(controls) >= 23
-        assert [c for c in controls if c["holds"] is False] == []
-    assert not daemon.containers({"crucible.worker": "test-self"})
-
-
-def test_the_table_names_what_does_not_hold_and_what_cannot_be_had(daemon, sandbox_image):
-    done = doctor("--sandbox", DOCKER_HOST=daemon.url, CRUCIBLE_LANGUAGES=f"python={sandbox_image}",
-                  CRUCIBLE_ENGINES="docker=runc,other=none-such", HOSTNAME="test-self")  # fmt: skip
-    assert done.returncode == 1
-    assert "other: no sandbox can be had: " in done.stdout
-    assert "not root" in done.stdout
-    nothing = doctor("--sandbox", DOCKER_HOST="unix:///none.sock", HOSTNAME="test-self")
-    assert nothing.returncode == 69
-    assert "Traceback" not in nothing.stdout + nothing.stderr
-
-
-WEAKER = {
-    "ReadonlyRootfs": (False, "read-only root"),
-    "NetworkMode": ("host", "no network"),
-    "CapDrop": ([], "no capabilities"),
-    "Memory": (0, "memory limit"),
-    "PidsLimit": (0, "process limit"),
-    "SecurityOpt": ([], "no new privileges"),
-    "Ulimits": ([], "limits of a process"),
-    "Tmpfs": (
-        dict.fromkeys(("/sandbox", "/tmp"), "rw,exec,dev,suid,uid=65534,mode=0777"),
-        "writable folders nosuid, nodev",
+# The queue: what it answers, the check that must fail, and what must be in its finding and in what mends it.
+ANSWERS = {
+    "404": (status(404, "{}"), "queue answer", "answered 404", "set QUEUE_SERVICE_URL to the Queue Service itself"),
+    "500": (status(500, "oops"), "queue answer", "answered 500: oops", "read the queue's log"),
+    "HTML": (
+        status(200, "<html>\x1b[2Jlog in"),
+        "queue answer",
+        "not JSON: <html>\\x1b[2Jlog in",
+        "a web page answered",
     ),
+    "redirect": (status(302, "", Location="https://else"), "queue answer", "redirects (302) to https://else", "QUEUE_"),
+    "hang-up": (hang_up, "queue answer", "cannot be reached", "https://127.0.0.1"),
+    "black hole": (never, "queue answer", "no complete answer within 10 s", "read its log"),
+}
+
+
+@pytest.mark.parametrize(("answer", "name", "found", "mend"), ANSWERS.values(), ids=ANSWERS)
+def test_a_queue_that_answers_badly(diagnose, queue, answer, name, found, mend):
+    queue.default = answer
+    said = diagnose(QUEUE_SERVICE_URL=queue.url)
+    assert (said.code, said.failed()) == (1, [name])
+    assert found in said.checks[name]["found"]
+    assert mend in said.checks[name]["mend"]
+    assert said.checks["queue key"] == {"status": "skip", "found": "needs 'queue answer'", "mend": ""}
+
+
+@pytest.mark.parametrize(("key", "source"), [({}, "default); there is none"), ({"API_KEY": KEY}, "API_KEY)")])
+def test_a_queue_that_refuses_the_key(diagnose, key, source):
+    """It even repeats the key in its answer, which then is not shown."""
+    with Queue(key="another") as queue:
+        said = diagnose(QUEUE_SERVICE_URL=queue.url, **key)
+    assert (said.code, said.failed()) == (1, ["queue key"])
+    assert "answered 401" in said.checks["queue key"]["found"]
+    assert said.checks["queue key"]["mend"].endswith(f"(now from: {source}")
+    assert KEY not in json.dumps(said.checks)
+
+
+def test_a_queue_that_takes_the_key(diagnose, tmp_path):
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    with Queue(key=KEY) as queue:
+        said = diagnose(QUEUE_SERVICE_URL=queue.url, API_KEY_FILE=str(tmp_path / "key"))
+    assert (said.code, said.checks["queue key"]["found"]) == (0, "it takes the key")
+
+
+def test_a_queue_with_another_time(diagnose, queue):
+    date = email.utils.format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(hours=2), usegmt=True)
+    queue.default = status(200, "{}", Date=date)
+    said = diagnose(QUEUE_SERVICE_URL=queue.url)
+    assert (said.code, said.warned()) == (0, ["queue clock"])
+    assert "timedatectl" in said.checks["queue clock"]["mend"]
+
+
+def nobody_there() -> str:
+    """HOST:PORT where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return f"127.0.0.1:{closed.getsockname()[1]}"
+
+
+ROADS = {
+    "no such name": (
+        {"QUEUE_SERVICE_URL": "http://no-such-queue.invalid"}, "queue name", "no-such-queue.invalid has no address",
+        "add no-such-queue.invalid to DNS or /etc/hosts, or set QUEUE_SERVICE_URL",
+    ),
+    "refused": ({"QUEUE_SERVICE_URL": "http://{nowhere}"}, "queue connection", "Connection refused", "start it, or"),
+    "proxy to nowhere": (
+        {"HTTP_PROXY": "http://user:pass-of-proxy@{nowhere}"}, "queue connection", "the proxy 127.0.0.1",
+        "correct HTTP_PROXY, or add 127.0.0.1 to NO_PROXY",
+    ),
+    "CA file missing": (
+        {"CRUCIBLE_CA_FILE": "/nowhere.pem"}, "certificates", "CRUCIBLE_CA_FILE /nowhere.pem cannot be used",
+        "correct or unset CRUCIBLE_CA_FILE",
+    ),
+    "no TLS there": (
+        {"QUEUE_SERVICE_URL": "https://{queue}"}, "queue TLS", "no TLS with it", "set QUEUE_SERVICE_URL to http://",
+    ),
+    "event bus down": (
+        {"EVENT_BUS_URL": "http://{nowhere}/events"}, "event bus", "/events cannot be reached", "set EVENT_BUS_URL",
+    ),
+    "Redis down": (
+        {"EVENT_BUS_URL": "redis://:pass-of-redis@{nowhere}"}, "event bus", "redis://****@", "set EVENT_BUS_URL to",
+    ),
+    "odd Redis URL": ({"EVENT_BUS_URL": "redis://127.0.0.1:nan"}, "event bus", "EVENT_BUS_URL cannot", "set EVENT_"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("field", WEAKER)
-def test_a_weaker_sandbox_does_not_pass(field, daemon, sandbox_image, monkeypatch):
-    """The policy changed, and its comparison with what the engine made taken away."""
-    from crucible_worker.engines import policy
-    from crucible_worker.engines.prepared import Maker
-    from crucible_worker.model import Language
+@pytest.mark.parametrize(("settings", "name", "found", "mend"), ROADS.values(), ids=ROADS)
+def test_a_road_that_leads_nowhere(diagnose, queue, settings, name, found, mend):
+    places = {"queue": queue.url.removeprefix("http://"), "nowhere": nobody_there()}
+    said = diagnose(**{"QUEUE_SERVICE_URL": queue.url} | {key: text.format(**places) for key, text in settings.items()})
+    assert (said.code, said.failed()) == (1, [name])
+    assert found in said.checks[name]["found"]
+    assert mend in said.checks[name]["mend"]
+    assert "pass-of" not in json.dumps(said.checks)
 
-    value, control = WEAKER[field]
-    original = policy.container_config
 
-    def weaker(**asked):
-        config = original(**asked)
-        config["HostConfig"][field] = value
-        if field == "CapDrop":
-            config["User"] = "0:0"
-        if field == "Memory":
-            config["HostConfig"]["MemorySwap"] = 0
-        return config
+def test_a_proxy_that_works_is_named(diagnose, queue):
+    """A proxy for plain HTTP is a server that is asked for whole URLs."""
+    said = diagnose(QUEUE_SERVICE_URL="http://behind.invalid", http_proxy=queue.url)
+    assert said.code == 0
+    assert "http_proxy leads through 127.0.0.1" in said.checks["queue proxy"]["found"]
+    assert {call.path for call in queue.calls} == {"http://behind.invalid/health", "http://behind.invalid/status"}
 
-    monkeypatch.setattr(policy, "container_config", weaker)
-    monkeypatch.setattr(Maker, "_verify", lambda *_: "")
-    limits = selftest.Limits(timeout_seconds=8.0, memory_bytes=96 << 20, processes=16, tmp_bytes=8 << 20)
-    monkeypatch.setattr(selftest, "LIMITS", limits)
-    controls = selftest.examine(daemon, "runc", Language(sandbox_image), "test-self")
-    assert control in [c.name for c in controls if c.holds is False], controls
+
+def test_an_event_bus_that_nobody_asked_for_only_warns(diagnose, queue):
+    said = diagnose(QUEUE_SERVICE_URL=queue.url, API_SERVICE_URL=f"http://{nobody_there()}", EVENT_BUS_URL="")
+    assert (said.code, said.warned()) == (0, ["event bus"])
+    assert "derived from API_SERVICE_URL" in said.checks["event bus"]["mend"]
+
+
+def test_event_buses_that_answer(diagnose, queue, tmp_path):
+    with Queue() as bus:
+        said = diagnose(QUEUE_SERVICE_URL=queue.url, EVENT_BUS_URL=f"{bus.url}/events")
+    assert said.checks["event bus"]["status"] == "pass"
+    assert {call.method for call in bus.calls} == {"GET"}, "nothing is published"
+    port = nobody_there().rpartition(":")[2]
+    server = subprocess.Popen(
+        ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--requirepass", "right"],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with server:
+        try:
+            assert any("Ready to accept connections" in line for line in server.stdout)
+            well = diagnose(QUEUE_SERVICE_URL=queue.url, EVENT_BUS_URL=f"redis://:right@127.0.0.1:{port}")
+            ill = diagnose(QUEUE_SERVICE_URL=queue.url, EVENT_BUS_URL=f"redis://:pass-of-redis@127.0.0.1:{port}")
+        finally:
+            server.kill()
+    assert (well.code, well.checks["event bus"]["status"]) == (0, "pass")
+    assert (ill.code, ill.failed()) == (1, ["event bus"])
+    assert "password in EVENT_BUS_URL" in ill.checks["event bus"]["mend"]
+    assert "pass-of-redis" not in json.dumps(ill.checks)
+
+
+def test_a_queue_over_tls(diagnose, authority, good):
+    with over_tls(Queue(), good) as url:
+        said = diagnose(QUEUE_SERVICE_URL=url, CRUCIBLE_CA_FILE=authority.ca)
+        stranger = diagnose(QUEUE_SERVICE_URL=url)
+        plain = diagnose(QUEUE_SERVICE_URL=url.replace("https:", "http:"))
+    assert said.code == 0
+    assert said.checks["queue TLS"]["found"].startswith("TLSv1.3, a certificate until ")
+    assert (stranger.code, stranger.failed()) == (1, ["queue TLS"])
+    assert "unable to get local issuer" in stranger.checks["queue TLS"]["found"]
+    assert "set CRUCIBLE_CA_FILE" in stranger.checks["queue TLS"]["mend"]
+    assert stranger.checks["queue answer"]["status"] == "skip"
+    assert (plain.code, plain.failed()) == (1, ["queue answer"])
+    assert "set QUEUE_SERVICE_URL to https://127.0.0.1" in plain.checks["queue answer"]["mend"]
+
+
+CERTIFICATES = {
+    "expired": ("IP:127.0.0.1", dt.timedelta(days=9), "certificate has expired", "have the peer's certificate renewed"),
+    "early": ("IP:127.0.0.1", dt.timedelta(days=-9), "not yet valid", "set this host's clock"),
+    "elsewhere": ("DNS:queue.example", dt.timedelta(), "IP address mismatch", "an address that the certificate is for"),
+}
+
+
+@pytest.mark.parametrize(("alternative", "since", "found", "mend"), CERTIFICATES.values(), ids=CERTIFICATES)
+def test_a_certificate_that_is_not_believed(diagnose, authority, request, alternative, since, found, mend):
+    certificate = authority.certificate(request.node.callspec.id, alternative, since)
+    with over_tls(Queue(), certificate) as url:
+        said = diagnose(QUEUE_SERVICE_URL=url, CRUCIBLE_CA_FILE=authority.ca)
+    assert (said.code, said.failed()) == (1, ["queue TLS"])
+    assert found in said.checks["queue TLS"]["found"]
+    assert mend in said.checks["queue TLS"]["mend"]
+
+
+def test_a_queue_that_wants_a_certificate_of_ours(diagnose, authority, good):
+    with over_tls(Queue(), good, client_ca=authority.ca) as url:
+        trusted = {"QUEUE_SERVICE_URL": url, "CRUCIBLE_CA_FILE": authority.ca}
+        without = diagnose(**trusted)
+        with_one = diagnose(**trusted, CRUCIBLE_CLIENT_CERT=good[0], CRUCIBLE_CLIENT_KEY=good[1])
+    assert (without.code, without.failed()) == (1, ["queue answer"])
+    assert "set CRUCIBLE_CLIENT_CERT" in without.checks["queue answer"]["mend"]
+    assert with_one.code == 0
+
+
+def test_a_state_directory_that_is_a_file(diagnose, queue, tmp_path):
+    (tmp_path / "file").touch()
+    said = diagnose(QUEUE_SERVICE_URL=queue.url, CRUCIBLE_STATE_DIR=str(tmp_path / "file"))
+    assert (said.code, said.failed()) == (1, ["state directory"])
+    assert "is not a directory" in said.checks["state directory"]["found"]
+    assert "CRUCIBLE_STATE_DIR" in said.checks["state directory"]["mend"]
+    assert said.checks["disk"]["status"] == "skip"
+
+
+def test_a_state_directory_that_is_not_there_is_not_made(diagnose, queue, tmp_path):
+    said = diagnose(QUEUE_SERVICE_URL=queue.url, CRUCIBLE_STATE_DIR=str(tmp_path / "a" / "b"))
+    assert (said.code, said.checks["state directory"]["found"]) == (0, f"{tmp_path}/a/b can be made")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_state_directory_that_a_worker_holds(diagnose, queue, tmp_path):
+    """A worker that runs is no fault; a second one would have one."""
+    with (tmp_path / "state" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = diagnose(QUEUE_SERVICE_URL=queue.url)
+    assert (said.code, said.warned()) == (0, ["state directory"])
+    assert "in use by a running worker" in said.checks["state directory"]["found"]
+    assert "a CRUCIBLE_STATE_DIR of its own" in said.checks["state directory"]["mend"]
+
+
+def test_a_disk_without_room(diagnose, queue):
+    said = diagnose(QUEUE_SERVICE_URL=queue.url, CRUCIBLE_DISK_RESERVE="900000g")
+    assert (said.code, said.failed()) == (1, ["disk"])
+    assert "CRUCIBLE_DISK_RESERVE" in said.checks["disk"]["mend"]
+
+
+def test_state_in_memory_is_worth_a_warning(diagnose, queue):
+    said = diagnose(QUEUE_SERVICE_URL=queue.url, CRUCIBLE_STATE_DIR="memory")
+    assert (said.code, said.warned()) == (0, ["state directory"])
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that everybody may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="crucible-doctor-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_an_ordinary_user_without_rights(doctor, nobody, open_folder):
+    """A state directory and a socket that are there, for others."""
+    path = open_folder / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        os.chown(path, 0, 1)
+        path.chmod(0o660)
+        said = doctor(nobody, CRUCIBLE_STATE_DIR=str(open_folder), DOCKER_HOST=f"unix://{path}")
+    assert said.code == 69
+    assert said.failed()[:2] == ["state directory", "docker socket"]
+    assert "chown nobody" in said.checks["state directory"]["mend"]
+    assert "this user may not use it (nobody)" in said.checks["docker socket"]["found"]
+    assert said.checks["docker socket"]["mend"].startswith("usermod -aG daemon nobody, then log in again")
+
+
+def test_a_state_directory_of_another_user(diagnose, queue, tmp_path):
+    """What root finds is not what the worker will find."""
+    os.chown(tmp_path / "state", 65534, 65534)
+    said = diagnose(QUEUE_SERVICE_URL=queue.url)
+    assert (said.code, said.warned()) == (0, ["state directory"])
+    assert "runuser -u nobody" in said.checks["state directory"]["mend"]
+
+
+def test_a_health_address_that_is_taken_or_not_ours(diagnose, queue):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = diagnose(QUEUE_SERVICE_URL=queue.url, CRUCIBLE_HEALTH_ADDRESS=f"127.0.0.1:{port}")
+    assert (said.code, said.warned()) == (0, ["health address"])
+    said = diagnose(QUEUE_SERVICE_URL=queue.url, CRUCIBLE_HEALTH_ADDRESS="192.0.2.1:8082")
+    assert (said.code, said.failed()) == (1, ["health address"])
+    assert said.checks["health address"]["mend"] == "set CRUCIBLE_HEALTH_ADDRESS to another"
+
+
+def test_what_an_interpreter_may_lack():
+    assert host.python((3, 10, 12)).mend == "start it with Python 3.11 or newer"
+    lacking = host.python(modules=("sqlite3", "no_such_module"))
+    assert (lacking.status, "no_such_module" in lacking.found) == (Status.FAIL, True)
+
+
+def test_an_unpack_directory_that_others_may_write(tmp_path):
+    """A sticky folder above it, such as /tmp, does no harm."""
+    package = tmp_path / "site-packages" / "crucible_worker"
+    package.mkdir(parents=True)
+    assert host.unpacked("/x/worker.pyz", package).status is Status.PASS
+    package.parent.chmod(0o777)
+    found = host.unpacked("/x/worker.pyz", package)
+    assert (found.status, found.mend.startswith(f"chmod go-w {package.parent}, or set SHIV_ROOT")) == (
+        Status.FAIL,
+        True,
+    )
+    package.parent.chmod(0o755)
+    os.chown(package, 65534, 65534)
+    assert host.unpacked("/x/worker.pyz", package).status is Status.FAIL
+    assert host.unpacked("/x/__main__.py", package).status is Status.PASS
+
+
+def test_a_clock_without_a_battery():
+    assert host.clock(dt.datetime(1970, 1, 1, tzinfo=dt.UTC)).status is Status.FAIL
+
+
+def test_checks_rest_on_each_other():
+    """What rests on something that failed or hangs is skipped, also at one remove; what raises has failed."""
+
+    def raises():
+        raise RuntimeError("boom")
+
+    gate = threading.Event()
+    checks = [
+        Check("a", lambda: failed("no", "mend a")),
+        Check("b", lambda: passed("yes"), ("a",)),
+        Check("c", lambda: passed("yes"), ("b",)),
+        Check("hangs", gate.wait, seconds=0.1, mend="kick it"),
+        Check("raises", raises, mend="mend it"),
+        Check("fine", lambda: passed("yes")),
+    ]
+    found = dict(examine(checks))
+    gate.set()
+    assert [finding.status.value for finding in found.values()] == ["fail", "skip", "skip", "fail", "fail", "pass"]
+    assert (found["c"].found, found["hangs"].mend, found["raises"].found) == ("needs 'b'", "kick it", "boom")
+
+
+@pytest.mark.parametrize(
+    ("engines", "other", "code"),
+    [("", "pass", 0), ("", "warn", 0), ("", "fail", 1), ("pp", "pass", 0), ("pf", "pass", 1), ("ff", "pass", 69),
+     ("fs", "pass", 69), ("ss", "fail", 69)],
+)  # fmt: skip
+def test_the_exit_code(engines, other, code):
+    names = {"p": Status.PASS, "f": Status.FAIL, "s": Status.SKIP}
+    found = [(f"engine {n}", passed("") if e == "p" else host.Finding(names[e], "")) for n, e in enumerate(engines)]
+    assert exit_code([*found, ("other", host.Finding(Status(other), ""))]) == code

@@ -1,5 +1,6 @@
 """A Docker Engine of our own, to be tortured."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,10 +20,11 @@ from worker_process import clean_environment
 class PrivateDocker:
     """A dockerd without networks, in a directory of its own. The path is short: it holds Unix sockets."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, config: dict | None = None) -> None:
         self.socket = f"{root}/docker.sock"
         self.host = f"unix://{self.socket}"
         self._root = root
+        self._config = config or {}
         self._process: subprocess.Popen | None = None
         self._log: threading.Thread | None = None
 
@@ -37,7 +39,7 @@ class PrivateDocker:
 
     def _start(self) -> str | None:
         root = self._root
-        (root / "daemon.json").write_text("{}")
+        (root / "daemon.json").write_text(json.dumps(self._config))
         self._process = subprocess.Popen(
             [
                 "dockerd", "-H", self.host, "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
@@ -87,12 +89,12 @@ class PrivateDocker:
 
 
 @contextmanager
-def private_docker() -> Iterator[PrivateDocker]:
-    """One that runs and has the sandbox image."""
+def private_docker(config: dict | None = None) -> Iterator[PrivateDocker]:
+    """One that runs, with this daemon.json, and has the sandbox image."""
     if shutil.which("dockerd") is None or os.geteuid() != 0:
         unavailable("a Docker Engine of our own needs dockerd and root")
     root = Path(tempfile.mkdtemp(prefix="cw-"))
-    docker = PrivateDocker(root)
+    docker = PrivateDocker(root, config)
     try:
         docker.start()
         docker.build_image()
