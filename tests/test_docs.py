@@ -1,4 +1,4 @@
-"""What the documents say of the tests, the log, the HTTP ports and each other is so."""
+"""What the documents say of the tests, settings, commands, the log, the HTTP ports and each other is so."""
 
 import ast
 import re
@@ -6,23 +6,51 @@ from pathlib import Path
 
 import pytest
 
+from crucible_worker.cli.main import COMMANDS
+from crucible_worker.doctor.controls import LOOKS
+from crucible_worker.doctor.selftest import STARTED
 from crucible_worker.embedded import openapi
 from crucible_worker.observe import server
+from crucible_worker.settings import describe
 
-TESTS = Path(__file__).parent
-DOCS = TESTS.parent / "docs"
-PACKAGE = TESTS.parent / "crucible_worker"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "crucible_worker"
 SPEAKERS = {"debug", "info", "warning", "error", "log", "on_trouble"}
-REFERENCE = re.compile(r"`([\w/]*test_\w+\.py)(?:::(test_\w+))?`")
+NAMED = re.compile(r"`((?:[\w/]+/)?test_\w+\.py|…)(?:::(\w+))?`")
+
+
+def names_in(file: str) -> set[str]:
+    tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("page", ["reliability.md", "security.md"])
-def test_every_test_that_is_named_exists(page):
-    found = REFERENCE.findall((DOCS / page).read_text(encoding="utf-8"))
-    assert len(found) > 5
-    for file, name in found:
-        source = (TESTS / file).read_text(encoding="utf-8")
-        assert not name or f"def {name}(" in source, f"{file}::{name}"
+def test_every_test_that_a_page_names_exists(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    file, missing, count = "", [], 0
+    for found in NAMED.finditer(text):
+        file = file if found[1] == "…" else found[1]
+        count += 1
+        if not (ROOT / "tests" / file).is_file() or (found[2] and found[2] not in names_in(file)):
+            missing.append(found[0])
+    assert missing == []
+    assert count == len(re.findall(r"test_\w+\.py|…::", text)) > 10, "one is written in a way that is not looked at"
+
+
+def test_every_control_of_the_self_test_is_explained():
+    table = (ROOT / "docs" / "security.md").read_text(encoding="utf-8").split("|---|---|---|")[1]
+    first = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("|"))
+    wanted = [STARTED, *(name.removeprefix("tmpfs ") for name in LOOKS)]
+    assert [name for name in wanted if name not in first] == []
+
+
+@pytest.mark.parametrize("page", ["api.md", "architecture.md", "reliability.md", "runbook.md", "security.md"])
+def test_every_setting_and_command_that_a_page_names_exists(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    settings = {d.env for d in describe()} | {f"{d.env}_FILE" for d in describe()} | {"CRUCIBLE_CONFIG"}
+    assert set(re.findall(r"\bCRUCIBLE_\w+", text)) <= settings
+    assert set(re.findall(r"crucible-worker\.pyz (\w+)", text)) <= set(COMMANDS)
 
 
 def events(source: str) -> set[str]:
