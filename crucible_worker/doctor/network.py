@@ -14,8 +14,8 @@ from crucible_worker.transport import CONNECT_SECONDS, proxy_of
 
 EXPIRY_WARNING = dt.timedelta(days=14)
 PORTS = {"http": 80, "https": 443}
-# OpenSSL's x509_vfy.h.
-_EXPIRED, _NOT_YET, _WRONG_NAMES = 10, 9, {62, 64}
+_EXPIRED, _NOT_YET, _WRONG_NAMES = 10, 9, {62, 64}  # OpenSSL's x509_vfy.h
+_OWN_CERTIFICATE = "set CRUCIBLE_CLIENT_CERT and CRUCIBLE_CLIENT_KEY"
 _CA = "set CRUCIBLE_CA_FILE to the PEM file of the authority that signed it"
 
 
@@ -120,8 +120,19 @@ def tls_mend(error: BaseException, peer: Peer) -> str:
     if tls is None:
         return f"look whether TLS is spoken there, and set {peer.setting} accordingly"
     if "CERTIFICATE_REQUIRED" in str(tls.reason) or "HANDSHAKE_FAILURE" in str(tls.reason):
-        return "set CRUCIBLE_CLIENT_CERT and CRUCIBLE_CLIENT_KEY: it wants a certificate of this worker"
+        return f"{_OWN_CERTIFICATE}: it wants a certificate of this worker"
     return f"it does not speak TLS at this port: set {peer.setting} to {peer.url.replace('https:', 'http:', 1)}"
+
+
+def hung_up_mend(error: BaseException) -> str:
+    """What mends a connection that the peer closed once TLS stood, or an empty text if it did not.
+
+    In TLS 1.3 a client is done before the server has looked at its certificate (RFC 8446, 4.4.2.4), and the alert that
+    tells so may be lost when the connection is reset.
+    """
+    if any(isinstance(link, ssl.SSLEOFError | ConnectionError) for link in _links(error)):
+        return f"{_OWN_CERTIFICATE} if it wants a certificate of this worker, or read its log: it closed the connection"
+    return ""
 
 
 def _certificate_mend(code: int, peer: Peer) -> str:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from crucible_worker.doctor.checks import Finding, failed, passed, skipped, warned
 from crucible_worker.doctor.host import MAX_SKEW_SECONDS, NEED_CLOCK
-from crucible_worker.doctor.network import Peer, tls_mend
+from crucible_worker.doctor.network import Peer, hung_up_mend, tls_mend
 from crucible_worker.errors import ExitError, KeyRefusedError, RejectedError, RetryError
 from crucible_worker.settings import without_password
 from crucible_worker.transport import HttpTransport, Response
@@ -44,9 +44,9 @@ class QueueChecks:
     def _answer_mend(self, error: RetryError) -> str:
         words = str(error)
         if error.__cause__ is not None:
-            tls = self._peer.url.startswith("https:")
-            other = f"does it speak TLS? Then set QUEUE_SERVICE_URL to https://{self._peer.host}…"
-            return tls_mend(error.__cause__, self._peer) if tls else f"read its log; {other}"
+            if not self._peer.url.startswith("https:"):
+                return f"read its log; does it speak TLS? Then set QUEUE_SERVICE_URL to https://{self._peer.host}…"
+            return hung_up_mend(error.__cause__) or tls_mend(error.__cause__, self._peer)
         if words.startswith("answered 5"):
             return "read the queue's log: it is in trouble itself"
         return "set QUEUE_SERVICE_URL to the Queue Service itself: a proxy or a web page answered"
