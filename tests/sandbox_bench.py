@@ -68,6 +68,10 @@ class Bench:
         assert prepared.is_up(30)
         return prepared
 
+    def leave_the_loopback_to_the_runtime(self) -> None:
+        """As the setting `loopback` does."""
+        self._sandboxes.own_loopback = True
+
     def use(self, sandboxes: Sandboxes) -> None:
         """Run programs in these from now on."""
         self._sandboxes = sandboxes

@@ -54,6 +54,7 @@ def fleet(
         labels={"crucible.worker": settings.worker_id, "crucible.boot": boot_id},
         pull=settings.pull == "missing",
         images_allowed=settings.images_allowed,
+        own_loopback=settings.loopback == "runtime",
         on_change=on_change,
         on_trouble=on_trouble,
         warm=warm,

@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from crucible_worker.engines import policy
 from crucible_worker.engines.adoption import adopt
 from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
@@ -57,6 +59,7 @@ class Fleet:
         warm: int = 0,
         pull: bool = False,
         images_allowed: Sequence[str] = (),
+        own_loopback: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`engines` maps names to OCI runtimes, `languages` to how they are run.
@@ -64,7 +67,8 @@ class Fleet:
         `labels` mark every sandbox as ours. `on_change` is told of an engine whose state has changed, at the first
         probe of each one too. So many `warm` sandboxes are kept for each engine and language, while `warmth` runs.
         Images that are missing are fetched with `pull`, if `images_allowed` has a pattern for them. `on_trouble` is
-        told an event's name and details of what goes wrong beside the tasks.
+        told an event's name and details of what goes wrong beside the tasks. With `own_loopback`, runtimes that can
+        make a sandbox's loopback are left to do so: the daemon starts itself once more for that (libnetwork-setkey).
         """
         self.live: set[str] = set()
         self._daemon = daemon
@@ -88,6 +92,7 @@ class Fleet:
             may=self._may_prepare,
             on_trouble=lambda words: on_trouble("warm_pool_not_filled", detail=words),
         )
+        self._own_loopback = own_loopback
         self._running = 0
         self._images = Images(daemon, pull=pull, allowed=images_allowed)
         self._languages = languages
@@ -133,13 +138,17 @@ class Fleet:
             elif not self.states()[name].available and self._clock() >= self._rests_until.get(name, 0.0):
                 self.probe(name)
 
-    def _look(self) -> Mapping[str, object] | None:
+    def _look(self) -> Mapping[str, Any] | None:
         """The runtimes that the daemon knows, or None where it does not answer: then no engine works."""
         try:
-            return self._lookout.info().get("Runtimes") or {}
+            runtimes = self._lookout.info().get("Runtimes") or {}
         except (DaemonGoneError, TaskError) as error:
             self._note_all(str(error))
             return None
+        for sandboxes in self._sandboxes.values():
+            about = runtimes.get(sandboxes.runtime) or {}
+            sandboxes.own_loopback = self._own_loopback and policy.makes_loopback(sandboxes.runtime, about)
+        return dict(runtimes)
 
     def _note_all(self, trouble: str) -> None:
         for name in self._sandboxes:

@@ -33,13 +33,15 @@ def container_config(
     may_exec: bool = False,
     cgroup_parent: str = "",
     preload: Sequence[str] = (),
+    own_loopback: bool = False,
 ) -> dict[str, Any]:
     """The body of POST /containers/create for a sandbox.
 
     `boot` is the source of the program in it, for the image's Python, or with `shell` for its POSIX shell. `may_exec`
     lets what is written to /sandbox be executed, which languages that compile need. `preload` are modules that it
     imports before it takes its code. `cgroup_parent` is a cgroup of ours to put it in, or empty for the daemon's own
-    place. Raises ValueError for any other, and for a limit of zero or less, which a daemon would take for "no limit".
+    place. With `own_loopback` the daemon adds nothing to the sandbox's own, empty network namespace. Raises ValueError
+    for any other cgroup, and for a limit of zero or less, which a daemon would take for "no limit".
     """
     if cgroup_parent and not _CGROUP.fullmatch(cgroup_parent):
         raise ValueError(f"{cgroup_parent!r} is no cgroup of ours")
@@ -54,6 +56,7 @@ def container_config(
         "WorkingDir": "/sandbox",
         "Hostname": "sandbox",
         "Domainname": "",
+        "NetworkDisabled": own_loopback,
         "Env": ["HOME=/sandbox", "TMPDIR=/tmp", "LANG=C.UTF-8"],
         "Labels": dict(labels),
         "Healthcheck": {"Test": ["NONE"]},
@@ -120,10 +123,21 @@ def _host_config(runtime: str, limits: Limits, cgroup_parent: str, *, may_exec: 
     }
 
 
+def makes_loopback(runtime: str, about: Mapping[str, Any]) -> bool:
+    """Whether a runtime brings up a loopback interface in an empty network namespace, by what the daemon says of it.
+
+    `about` is its entry in SystemInfo. gVisor takes over the interfaces that are up, and there is none, unless it has
+    a network of its own (gVisor, runsc/sandbox/network.go).
+    """
+    return runtime == PLAIN_RUNTIME or "--network=none" in (about.get("runtimeArgs") or ())
+
+
 def shape(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a sandbox is, without what tells it from others: two of one shape serve a task equally well."""
     host = {key: value for key, value in config["HostConfig"].items() if key != "CgroupParent"}
-    return {key: value for key, value in config.items() if key != "Labels"} | {"HostConfig": host}
+    return {key: value for key, value in config.items() if key not in {"Labels", "NetworkDisabled"}} | {
+        "HostConfig": host
+    }
 
 
 def violations(requested: Mapping[str, Any], effective: Mapping[str, Any]) -> list[str]:

@@ -82,6 +82,7 @@ class Sandboxes:
         self._daemon = daemon
         self._cgroups = cgroups
         self.runtime = runtime
+        self.own_loopback = False  # whether the runtime is to make it, rather than the daemon
         self._clock = clock
         self._maker = Maker(daemon, cgroups, set() if live is None else live, clock)
         self._undertaker = undertaker
@@ -121,6 +122,7 @@ class Sandboxes:
             may_exec=language.exec,
             cgroup_parent=cgroup_parent,
             preload=language.preload,
+            own_loopback=self.own_loopback,
         )
 
     def run(

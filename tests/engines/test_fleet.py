@@ -20,7 +20,7 @@ from crucible_worker.model import Language, Limits, Reason, Task
 class House:
     """A fleet with one engine that works and one that nobody has heard of; its clock is ours."""
 
-    def __init__(self, daemon, image, *, fallback=True, url=None) -> None:
+    def __init__(self, daemon, image, *, fallback=True, url=None, own_loopback=False) -> None:
         self.now = 0.0
         self.changes: list[tuple[str, bool]] = []
         self.worker = f"test-{uuid.uuid4().hex[:12]}"
@@ -29,6 +29,7 @@ class House:
             self.daemon, engines={"docker": "runc", "odd": "no-such-runtime"}, languages={"python": Language(image)},
             fallback=fallback, limits=Limits(), labels={"crucible.worker": self.worker, "crucible.boot": "b"},
             on_change=lambda name, state: self.changes.append((name, state.available)), clock=lambda: self.now,
+            own_loopback=own_loopback,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -65,6 +66,17 @@ def test_an_engine_works_after_a_canary_and_not_before(house):
     assert house.fleet.choose("odd") == "docker"
     with pytest.raises(TaskError, match="no engine is called 'kata'"):
         house.fleet.choose("kata")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("own", [False, True])
+def test_the_runtime_makes_the_loopback_where_that_is_wanted(daemon, sandbox_image, own):
+    house = House(daemon, sandbox_image, own_loopback=own)
+    house.fleet.probe_all()
+    run = house.run("print('localhost' in open('/etc/hosts').read())")
+    assert run.stdout.data.decode() == f"{not own}\n"
+    assert house.fleet.close(60)
+    house.close()
 
 
 @pytest.mark.engine

@@ -45,6 +45,7 @@ configs = st.fixed_dictionaries(
         "boot": st.text(),
         "shell": st.booleans(),
         "may_exec": st.booleans(),
+        "own_loopback": st.booleans(),
     }
 )
 
@@ -86,6 +87,24 @@ def test_no_input_loosens_the_isolation(asked):
     assert not any(host[key] for key in ("Devices", "DeviceRequests", "DeviceCgroupRules"))
     assert host["LogConfig"]["Type"] == "none"
     assert host["RestartPolicy"]["Name"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "about", "does"),
+    [
+        ("runc", {"path": "runc"}, True),
+        ("runsc", {"path": "runsc", "runtimeArgs": ["--debug", "--network=none"]}, True),
+        ("runsc", {"path": "runsc", "runtimeArgs": ["--network=host"]}, False),
+        ("runsc", {"path": "runsc", "runtimeArgs": None}, False),
+        ("io.containerd.kata.v2", {}, False),
+    ],
+)
+def test_which_runtimes_make_a_loopback_interface(runtime, about, does):
+    assert policy.makes_loopback(runtime, about) is does
+
+
+def test_who_makes_the_loopback_is_no_matter_of_shape():
+    assert policy.shape(config(own_loopback=True)) == policy.shape(config())
 
 
 @given(configs)

@@ -174,6 +174,27 @@ for name in ("/sandbox/x", "/tmp/x"):
     assert sandbox(fill, file_bytes=small_files).stdout.data == b"EFBIG\n" * 2
 
 
+TALK = """
+import pathlib, socket
+print(socket.if_nameindex())
+with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+    print("talked")
+try:
+    print(socket.gethostbyname("localhost"))
+except OSError:
+    print("no such name")
+print("nameserver" in pathlib.Path("/etc/resolv.conf").read_text())
+"""
+
+
+def test_a_sandbox_has_a_loopback_whoever_makes_it(sandbox):
+    run = sandbox(TALK)
+    assert run.stdout.data.startswith(b"[(1, 'lo')]\ntalked\n127.0.0.1\n"), run.stderr.data
+    sandbox.leave_the_loopback_to_the_runtime()
+    run = sandbox(TALK)
+    assert run.stdout.data == b"[(1, 'lo')]\ntalked\nno such name\nFalse\n", run.stderr.data
+
+
 def test_stdin_is_the_tasks_own_and_ends(sandbox):
     run = sandbox("import sys\nprint(input())\nprint(repr(sys.stdin.read()))", "first\nthe rest \0 ü")
     assert run.stdout.data.decode() == "first\n" + repr("the rest \0 ü") + "\n"
