@@ -22,7 +22,7 @@ from pathlib import Path
 
 import chart
 import figures
-from contenders import Cli, Contender, Crucible, Peer, Sample, Sdk, Warm
+from contenders import Cli, Contender, Crucible, Lean, Peer, Sample, Sdk, Warm
 from figures import Figure
 from humaneval import problems
 from humaneval import program as solved
@@ -54,7 +54,7 @@ class Table:
 
 
 def contenders(url: str, image: str, runtime: str, peers: Path | None) -> list[Contender]:
-    ours: list[Contender] = [kind(url, image, runtime) for kind in (Warm, Crucible, Cli, Sdk)]
+    ours: list[Contender] = [kind(url, image, runtime) for kind in (Warm, Lean, Crucible, Cli, Sdk)]
     return ours + [Peer(name, peers, image, runtime) for name in PEERS if peers is not None]
 
 
@@ -122,24 +122,21 @@ def ratios(table: Table, runtime: str) -> list[Figure]:
     def median(name: str) -> float:
         return statistics.median(table.samples[runtime, "hello", name])
 
-    aims = {Warm.name: 0.15 if runtime == "runc" else 0.18, Crucible.name: 0.80 if runtime == "runc" else 0.85}
+    cold = 0.80 if runtime == "runc" else 0.85
+    aims = {Warm.name: 0.15 if runtime == "runc" else 0.18, Crucible.name: cold, Lean.name: cold}
     found = []
     for name, aim in aims.items():
         ratio = median(name) / median(BASELINE)
         found.append(Figure(f"hello, {name} / `docker run`", runtime, f"{ratio:.2f}", f"<= {aim:.2f}", ratio <= aim))
     best = {
         name: max((rate for (at, _, who), rate in table.throughput.items() if (at, who) == (runtime, name)), default=0)
-        for name in (Crucible.name, Warm.name)
+        for name in (Crucible.name, Lean.name, Warm.name)
     }
     theirs = table.throughput.get((runtime, LANES[-1], Sdk.name))
-    if theirs:
-        ratio = max(best.values()) / theirs
-        words = f"{max(best.values()):.1f} against {theirs:.1f}: {ratio:.2f}"
-        found.append(
-            Figure(
-                "tasks a second, at the best concurrency / 8 threads of the SDK", runtime, words, ">= 1.0", ratio >= 1
-            )
-        )
+    for name, rate in best.items() if theirs else ():
+        ratio = rate / theirs
+        what = f"tasks a second, {name}, at the best concurrency / 8 threads of the SDK"
+        found.append(Figure(what, runtime, f"{rate:.1f} against {theirs:.1f}: {ratio:.2f}", ">= 1.0", ratio >= 1))
     return found
 
 

@@ -53,11 +53,11 @@ class Crucible:
     name = "crucible cold"
 
     def __init__(self, url: str, image: str, runtime: str) -> None:
-        self._daemon = Daemon(url)
+        self.daemon = Daemon(url)
         self._language = Language(image)
-        self._undertaker = Undertaker(self._daemon.close)
+        self._undertaker = Undertaker(self.daemon.close)
         self._sandboxes = Sandboxes(
-            self._daemon, runtime, self._undertaker, Cgroups("bench", self._daemon.info, self._daemon.url)
+            self.daemon, runtime, self._undertaker, Cgroups("bench", self.daemon.info, self.daemon.url)
         )
 
     def prepare(self) -> Prepared | None:
@@ -81,7 +81,17 @@ class Crucible:
 
     def close(self) -> None:
         self._undertaker.close(120)
-        self._daemon.close()
+        self.daemon.close()
+
+
+class Lean(Crucible):
+    """The same, with the setting loopback=runtime."""
+
+    name = "crucible cold, own loopback"
+
+    def __init__(self, url: str, image: str, runtime: str) -> None:
+        super().__init__(url, image, runtime)
+        self._sandboxes.own_loopback = policy.makes_loopback(runtime, self.daemon.info()["Runtimes"][runtime])
 
 
 class Warm(Crucible):

@@ -25,6 +25,7 @@ from crucible_worker.engines.follow import Nobody
 
 ROOT = Path(__file__).resolve().parent.parent
 PYZ = ROOT / "dist" / "crucible-worker.pyz"
+PYTHON = getattr(sys, "_base_executable", sys.executable)  # an operator's: without the packages of this environment
 HELLO = "print('hello')"
 FLOOD = "import os\nwhile True: os.write(1, b'x' * 65536)"
 ROUNDS = 11
@@ -115,24 +116,48 @@ def _first_byte_by_hand(daemon: Daemon, config: dict) -> float:
     return taken
 
 
+class _Calls:
+    """CPU time that this thread spends in calls to a daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.spent = 0.0
+        self._thread = threading.get_ident()
+        for name in ("create", "inspect", "attach", "start", "wait", "counters", "kill", "what_befell"):
+            setattr(daemon, name, self._counted(getattr(daemon, name)))
+
+    def _counted(self, call: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object) -> object:
+            began = time.thread_time()
+            try:
+                return call(*arguments)
+            finally:
+                if threading.get_ident() == self._thread:
+                    self.spent += time.thread_time() - began
+
+        return counted
+
+
 def own_time(url: str, image: str, runtime: str) -> list[Figure]:
-    """CPU time of the slot's thread for a task, cold and warm: our code and the SDK's."""
+    """CPU time of the slot's thread for a task, cold and warm: our own code's, and with the SDK's calls."""
     figures = []
     for kind in (Crucible, Warm):
-        one, spent = kind(url, image, runtime), []
+        one, own, whole = kind(url, image, runtime), [], []
+        calls = _Calls(one.daemon)
         for _ in range(ROUNDS):
             ready = one.prepare()
-            began = time.thread_time()
+            began, calls.spent = time.thread_time(), 0.0
             one.spend(HELLO, ready)
-            spent.append((time.thread_time() - began) * 1000)
+            taken = time.thread_time() - began
+            own.append((taken - calls.spent) * 1000)
+            whole.append(taken * 1000)
             one.settle()
         one.close()
-        middle = statistics.median(spent)
+        middle = statistics.median(own)
         figures.append(
             Figure(
-                f"CPU time of a slot's thread for a task, {one.name}",
+                f"CPU time of a slot's thread for a task, outside calls to the daemon, {one.name}",
                 runtime,
-                f"{middle:.1f} ms",
+                f"{middle:.1f} ms ({statistics.median(whole):.1f} with them)",
                 "<= 5 ms",
                 middle <= 5,
             )
@@ -142,11 +167,11 @@ def own_time(url: str, image: str, runtime: str) -> list[Figure]:
 
 def healthcheck() -> Figure:
     """The `healthcheck` process against an interpreter that does nothing; nobody listens."""
-    command = [sys.executable, "-I", str(PYZ), "healthcheck", "--address", "127.0.0.1:9"]
+    command = [PYTHON, "-I", str(PYZ), "healthcheck", "--address", "127.0.0.1:9"]
     ours, theirs = [], []
     for _ in range(ROUNDS):
         ours.append(milliseconds(lambda: subprocess.run(command, capture_output=True, check=False)))
-        theirs.append(milliseconds(lambda: subprocess.run([sys.executable, "-I", "-c", "pass"], check=True)))
+        theirs.append(milliseconds(lambda: subprocess.run([PYTHON, "-I", "-c", "pass"], check=True)))
     mine, other = statistics.median(ours), statistics.median(theirs)
     words = f"{mine:.0f} ms against {other:.0f} ms: {mine / other:.1f}"
     return Figure("`healthcheck` process / `python -c pass`", "", words, "<= 2", mine / other <= 2)
@@ -163,7 +188,7 @@ def worker(queue_url: str, image: str, **settings: str) -> Iterator[subprocess.P
             "CRUCIBLE_LANGUAGES": f"python={image}",
         }  # fmt: skip
         process = subprocess.Popen(
-            [sys.executable, "-I", str(PYZ), "run"], env=kept | given | settings, stderr=subprocess.PIPE, text=True
+            [PYTHON, "-I", str(PYZ), "run"], env=kept | given | settings, stderr=subprocess.PIPE, text=True
         )
         assert process.stderr is not None
         for line in process.stderr:

@@ -114,8 +114,8 @@ class _Deadline:
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     """Opens connections that obey a deadline."""
 
-    def __init__(self, context: ssl.SSLContext, deadline: _Deadline) -> None:
-        urllib.request.HTTPSHandler.__init__(self, context=context)
+    def __init__(self, context: Callable[[], ssl.SSLContext], deadline: _Deadline) -> None:
+        urllib.request.AbstractHTTPHandler.__init__(self)
         self._tls = context
         self._deadline = deadline
 
@@ -123,7 +123,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         return self.do_open(self._connection(http.client.HTTPConnection), req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection(http.client.HTTPSConnection), req, context=self._tls)
+        return self.do_open(self._connection(http.client.HTTPSConnection), req, context=self._tls())
 
     def _connection(self, base: type[http.client.HTTPConnection]) -> Any:  # noqa: ANN401 - a class made on the spot
         deadline = self._deadline
@@ -178,13 +178,16 @@ class HttpTransport:
         api_key: Callable[[], str] = lambda: "",
         context: Callable[[], ssl.SSLContext] = tls_context,
     ) -> None:
-        """`api_key` is asked at each call, so that it may change; `context` is made once, and again by `reload`."""
+        """`api_key` is asked at each call, so that it may change.
+
+        `context` is made when TLS is first spoken, and by `reload`: the system's certificates take 2 MB of memory.
+        """
         self._api_key = api_key
         self._make_context = context
-        self._context = context()
+        self._context: ssl.SSLContext | None = None
 
     def reload(self) -> None:
-        """Read certificates again."""
+        """Read certificates, again or for the first time. Raises what `context` raises."""
         self._context = self._make_context()
 
     def request(
@@ -220,8 +223,14 @@ class HttpTransport:
     def _opener(self, deadline: _Deadline) -> urllib.request.OpenerDirector:
         opener = urllib.request.OpenerDirector()
         opener.add_handler(urllib.request.ProxyHandler())
-        opener.add_handler(_Handler(self._context, deadline))
+        opener.add_handler(_Handler(self._tls, deadline))
         return opener
+
+    def _tls(self) -> ssl.SSLContext:
+        context = self._context
+        if context is None:
+            context = self._context = self._make_context()
+        return context
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:

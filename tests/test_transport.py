@@ -148,6 +148,13 @@ def test_certificates_are_read_again_when_told():
         return tls_context()
 
     transport = HttpTransport(context=context)
+    with ScriptedServer() as plain:
+        transport.request("GET", plain.url)
+        assert not made, "nobody has asked for TLS"
+        for _ in range(2):
+            with pytest.raises(RetryError):
+                transport.request("GET", plain.url.replace("http:", "https:"), deadline=5)
+        assert len(made) == 1
     transport.reload()
     assert len(made) == 2
 

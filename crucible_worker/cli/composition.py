@@ -63,4 +63,7 @@ def fleet(
 
 def transport(settings: Settings, api_key: Callable[[], str]) -> HttpTransport:
     """Outgoing HTTP with the configured certificates."""
-    return HttpTransport(api_key, lambda: tls_context(settings.ca_file, settings.client_cert, settings.client_key))
+    made = HttpTransport(api_key, lambda: tls_context(settings.ca_file, settings.client_cert, settings.client_key))
+    if settings.ca_file or settings.client_cert:
+        made.reload()
+    return made

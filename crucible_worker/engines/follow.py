@@ -18,7 +18,7 @@ BOOT_SECONDS = 30.0  # from start to the code's first instruction; a loaded host
 ARTIFACT_SECONDS = 10.0  # from the code's end to that of its sandbox, however much of the code's time is left
 KILL_SECONDS = 10.0  # from our kill to the end of the sandbox
 _TICK = 0.2
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 class Cancel(Protocol):

@@ -10,7 +10,7 @@ from crucible_worker.model import Captured
 
 STDOUT, STDERR = 1, 2
 _SECRET = 16
-_SLACK = 1 << 18  # of what is dropped soon, for moving the rest to be rare
+_SLACK = 1 << 16  # of what is dropped soon, for moving the rest to be rare
 _PREFIX = 1 + 1 + _SECRET
 _TRAILER = _SECRET + 2
 
@@ -63,16 +63,16 @@ class Capture:
 
     def captured(self) -> Captured:
         """What was kept, with a line between head and tail that counts what was not."""
-        tail = bytes(self._tail[-self._half :])
-        omitted = self.total - len(self._head) - len(tail)
-        if not omitted:
-            return Captured(bytes(self._head) + tail, self.total)
-        head, tail = _whole_characters(bytes(self._head), tail)
+        del self._tail[: -self._half]
+        if self.total == len(self._head) + len(self._tail):
+            return Captured(bytes(self._head + self._tail), self.total)
+        head, tail = _whole_characters(self._head, self._tail)
         omitted = self.total - len(head) - len(tail)
-        return Captured(head + b"\n[... %d bytes omitted ...]\n" % omitted + tail, self.total, truncated=True)
+        parts = (head, b"\n[... %d bytes omitted ...]\n" % omitted, tail)
+        return Captured(b"".join(parts), self.total, truncated=True)
 
 
-def _whole_characters(head: bytes, tail: bytes) -> tuple[bytes, bytes]:
+def _whole_characters(head: bytearray, tail: bytearray) -> tuple[bytearray, bytearray]:
     """Both sides of a cut without the halves of a UTF-8 character that it went through."""
     for back in range(1, min(4, len(head)) + 1):
         byte = head[-back]
