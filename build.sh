@@ -27,6 +27,7 @@ Usage: ./build.sh [COMMAND] [ARGUMENTS]
   demo [ARGUMENTS]     build it and run its demo
   test [PYTEST ARGS]   build it and run all tests, on Docker and gVisor
   bench [ARGUMENTS]    compare sandboxes side by side and write bench/RESULTS.md; takes a quarter of an hour
+  release              make dist/crucible-worker-VERSION.tar, all that a host without a network needs
   lint                 ruff, mypy and shellcheck
   lock                 renew requirements.lock and requirements-dev.lock from pyproject.toml
   dev                  make the development environment and print its path
@@ -38,7 +39,7 @@ demo and test need a Docker Engine. As root, where none answers, they install De
 runsc), say so first, start it, and stop it again at the end. The packages stay.
 
 Environment: PYTHON, the Python to build with (3.11 or newer); DOCKER_HOST; BUILD_CACHE, where tools and
-downloads are kept (build/).
+downloads are kept (build/); SIGNING_KEY, the OpenSSH private key that signs a release.
 
 Exit codes: 0 done; 64 usage; 69 something is missing that may not be installed; else the failing command's.
 
@@ -353,6 +354,98 @@ run_tests() {
   "$dev/bin/python" -m pytest "$@"
 }
 
+# One tar of everything: the same bytes from the same source, Python and key, whoever makes it and where.
+release() {
+  [[ -z ${SIGNING_KEY-} || -r $SIGNING_KEY ]] || give_up 64 "SIGNING_KEY=$SIGNING_KEY cannot be read"
+  build
+  local version name folder
+  version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' crucible_worker/__init__.py)
+  name=crucible-worker-$version
+  folder=build/release/$name
+  rm -rf build/release
+  mkdir -p "$folder/images"
+  cp "$PYZ" "$folder/"
+  cp -R README.md CHANGELOG.md docs deploy "$folder/"
+  "$python" -I "$PYZ" image build --output "$folder/images/crucible-sandbox-python.tar" >&2
+  "$python" -I "$PYZ" image build --worker --output "$folder/images/$name.tar" >&2
+  bill_of_materials "$folder" >"$folder/sbom.cdx.json"
+  (cd "$folder" && find . -type f ! -name 'SHA256SUMS*' -printf '%P\0' | sort -z | xargs -0 sha256sum >SHA256SUMS)
+  if [[ -n ${SIGNING_KEY-} ]]; then
+    ssh-keygen -Y sign -q -n crucible-worker -f "$SIGNING_KEY" "$folder/SHA256SUMS"
+  else
+    say "SIGNING_KEY is not set: the release is not signed"
+  fi
+  tar -C build/release --sort=name --format=gnu --mtime=@0 --owner=0 --group=0 --numeric-owner \
+    --mode=u+rwX,go+rX,go-w -cf "dist/$name.tar.part" "$name"
+  mv "dist/$name.tar.part" "dist/$name.tar"
+  (cd dist && sha256sum "$name.tar" >"$name.tar.sha256")
+  say "dist/$name.tar, $(wc -c <"dist/$name.tar") bytes, sha256 $(cut -c 1-64 "dist/$name.tar.sha256")"
+}
+
+# bill_of_materials FOLDER: what is in a release, as CycloneDX 1.5 in JSON.
+bill_of_materials() {
+  "$python" -I - "$1" requirements.lock build/stage <<'EOF'
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+import sys
+from pathlib import Path
+
+folder, lock, stage = map(Path, sys.argv[1:])
+version = folder.name.removeprefix("crucible-worker-")
+found = {d.name.lower().replace("_", "-"): d.metadata for d in importlib.metadata.distributions(path=[str(stage)])}
+
+
+def sums(data):
+    return [{"alg": "SHA-256", "content": hashlib.sha256(data).hexdigest()}]
+
+
+def licenses(about):
+    text = about.get("License-Expression")
+    if text:
+        return [{"expression": text}]
+    named = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier", ()) if line.startswith("License ::")]
+    return [{"license": {"name": name}} for name in named or [about.get("License") or "unknown"]]
+
+
+def package(name, pinned, digest):
+    purl = f"pkg:pypi/{name}@{pinned}"
+    return {
+        "type": "library", "bom-ref": purl, "name": name, "version": pinned, "purl": purl,
+        "licenses": licenses(found[name]), "hashes": [{"alg": "SHA-256", "content": digest}],
+    }
+
+
+def needed(name):
+    words = (re.match(r"[\w.-]+", text)[0] for text in found[name].get_all("Requires-Dist", ()) if "extra" not in text)
+    return sorted(refs[word.lower().replace("_", "-")] for word in words if word.lower().replace("_", "-") in refs)
+
+
+pins = re.findall(r"^(\S+)==(\S+) \\\n\s+--hash=sha256:(\w{64})", lock.read_text(), flags=re.MULTILINE)
+refs = {name: f"pkg:pypi/{name}@{pinned}" for name, pinned, _ in pins}
+root = {"type": "application", "bom-ref": "crucible-worker", "name": "crucible-worker", "version": version}
+images = [
+    {
+        "type": "container", "bom-ref": path.name, "name": path.name, "version": version, "hashes": sums(path.read_bytes()),
+        "properties": [{"name": "python", "value": platform.python_version()}],
+    }
+    for path in sorted(folder.glob("images/*.tar"))
+]
+graph = [{"ref": "crucible-worker", "dependsOn": needed("crucible-worker")}]
+graph += [{"ref": ref, "dependsOn": needed(name)} for name, ref in refs.items()]
+document = {
+    "bomFormat": "CycloneDX", "specVersion": "1.5",
+    "version": 1,
+    "metadata": {"component": root | {"hashes": sums((folder / "crucible-worker.pyz").read_bytes())}},
+    "components": [package(*pin) for pin in pins] + images,
+    "dependencies": graph,
+}
+print(json.dumps(document, indent=2))
+EOF
+}
+
 # One image that every contender can work with: Debian's Python, a shell and coreutils.
 bench_image() {
   ask "api.inspect_image('crucible-bench:python')" >/dev/null 2>&1 && return
@@ -426,10 +519,10 @@ main() {
   local command=${1-build}
   [[ $# == 0 ]] || shift
   case $command in
-    build | lint | lock | clean | dev) [[ $# == 0 ]] || give_up 64 "$command takes no arguments. See ./build.sh --help" ;;
+    build | lint | lock | clean | dev | release) [[ $# == 0 ]] || give_up 64 "$command takes no arguments. See ./build.sh --help" ;;
   esac
   case $command in
-    build | demo | bench | lint | lock) "$command" "$@" ;;
+    build | demo | bench | lint | lock | release) "$command" "$@" ;;
     test) run_tests "$@" ;;
     dev) need_python && dev_environment && printf '%s\n' "$dev" ;;
     clean) rm -rf build dist ;;

@@ -45,7 +45,9 @@ def test_every_control_of_the_self_test_is_explained():
     assert [name for name in wanted if name not in first] == []
 
 
-@pytest.mark.parametrize("page", ["api.md", "architecture.md", "reliability.md", "runbook.md", "security.md"])
+@pytest.mark.parametrize(
+    "page", ["api.md", "architecture.md", "operations.md", "reliability.md", "runbook.md", "security.md"]
+)
 def test_every_setting_and_command_that_a_page_names_exists(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     settings = {d.env for d in describe()} | {f"{d.env}_FILE" for d in describe()} | {"CRUCIBLE_CONFIG"}

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from crucible_worker import settings
-from crucible_worker.engines import image
+from crucible_worker import __version__, settings
+from crucible_worker.engines import image, worker_image
 from crucible_worker.errors import ExitCode, ExitError
 from crucible_worker.model import Language
 
@@ -25,6 +25,7 @@ Examples:
   crucible-worker.pyz image build
   crucible-worker.pyz image build --python /usr/bin/python3 --tag crucible-sandbox:debian
   crucible-worker.pyz image build --output sandbox.tar
+  crucible-worker.pyz image build --worker --output worker.tar
 
 Exit codes: 0 done, 1 a file cannot be read or written, 64 usage, 69 no Docker Engine."""
 
@@ -45,6 +46,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     build = _action(actions, "build", _BUILD_HELP, _BUILD_EXAMPLE)
     build.add_argument("--tag", metavar="NAME", help="the image's name (default: the python image of the settings)")
     build.add_argument("--python", metavar="PATH", help="the Python to put into it (default: the one that runs this)")
+    build.add_argument(
+        "--worker", action="store_true", help="make an image of this worker instead, named crucible-worker:VERSION"
+    )
     build.add_argument("--output", metavar="FILE", help="write it here for 'docker load'; needs no Docker Engine")
     check = _action(actions, "check", _CHECK_HELP, _CHECK_EXAMPLE)
     check.add_argument("--image", metavar="NAME", action="append", help="look at this one; may be repeated")
@@ -74,7 +78,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         images = {language.image for language in configured.languages.values()}
         return _check(args.image or sorted(images), configured.docker_host, as_json=args.json)
     python = configured.languages.get("python", Language("crucible-sandbox:python"))
-    tag = args.tag if args.tag is not None else python.image
+    usual = f"crucible-worker:{__version__}" if args.worker else python.image
+    tag = args.tag if args.tag is not None else usual
     built = _build(args, tag, configured.docker_host)
     if args.json:
         print(json.dumps(dataclasses.asdict(built)))
@@ -87,14 +92,15 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _build(args: argparse.Namespace, tag: str, docker_host: str) -> image.Built:
     python = args.python or image.default_python()
+    worker = worker_image.running_archive() if args.worker else None
     if args.output:
-        return image.write_file(Path(args.output), tag, python)
+        return image.write_file(Path(args.output), tag, python, worker)
     from crucible_worker.engines.image_store import ImageStore
 
     image.reference(tag)
     try:
         with ImageStore(docker_host) as store, tempfile.TemporaryFile() as archive:
-            built = image.write(archive, tag, python)
+            built = image.write(archive, tag, python, worker)
             return dataclasses.replace(built, image_id=store.load(archive, built.reference))
     except OSError as error:
         hint = "point TMPDIR to a folder with 150 MB, or use --output"

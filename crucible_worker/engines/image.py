@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from crucible_worker import __version__
-from crucible_worker.engines import rootfs
+from crucible_worker.engines import rootfs, worker_image
 from crucible_worker.errors import ExitCode, ExitError
 
 PYTHON_LABEL = "crucible.python"
 VERSION_LABEL = "crucible.version"
 _CREATED = "1970-01-01T00:00:00Z"  # the time of the build would make every build another image
+_SANDBOX = {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8"]}
 _BLOCK = tarfile.BLOCKSIZE
 # The distribution specification's grammar of names, with the tag's.
 _REFERENCE = re.compile(r"[a-z0-9]+(?:[._/:-]+[a-z0-9]+)*?(?::[A-Za-z0-9_][\w.-]{0,127})?")
@@ -49,20 +50,26 @@ def default_python() -> str:
     return str(getattr(sys, "_base_executable", "") or sys.executable)
 
 
-def write(out: IO[bytes], tag: str, executable: str) -> Built:
+def write(out: IO[bytes], tag: str, executable: str, worker: Path | None = None) -> Built:
     """Write an image of the Python at `executable` to the empty, seekable `out`, as `docker load` reads it.
 
-    The same Python gives the same bytes. Raises ExitError (64) on a bad name or Python, (1) if a file cannot be read.
+    It is one for sandboxes, or, with its .pyz, one of the `worker`. The same Python gives the same bytes.
+    Raises ExitError (64) on a bad name or Python, (1) if a file cannot be read.
     """
     name = reference(tag)
     try:
         with tempfile.TemporaryDirectory(prefix="crucible-image-") as folder:
-            python = rootfs.inspect_python(executable, Path(folder))
-            digest = _write_layer(out, rootfs.entries(python, Path(folder)))
+            compiled, unpacked = Path(folder, "compiled"), Path(folder, "worker")
+            compiled.mkdir()
+            python = rootfs.inspect_python(executable, compiled)
+            tree = rootfs.entries(python, compiled)
+            if worker is not None:
+                tree |= worker_image.entries(worker, executable, unpacked)
+            digest = _write_layer(out, rootfs.with_folders(tree))
             architecture = python.architecture
     except (OSError, ValueError) as error:
         raise ExitError(ExitCode.FAILED, f"cannot make an image from {executable}: {error}.") from error
-    config = _json(_config(python, architecture, digest))
+    config = _json(_config(python, architecture, digest, _SANDBOX if worker is None else worker_image.CONFIG))
     image_id = hashlib.sha256(config).hexdigest()
     manifest = [{"Config": f"{image_id}.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     _add(out, f"{image_id}.json", config)
@@ -109,7 +116,7 @@ def _write_layer(out: IO[bytes], tree: Mapping[str, rootfs.Entry]) -> str:
 
 def _add_entry(layer: tarfile.TarFile, path: str, entry: rootfs.Entry) -> None:
     info = tarfile.TarInfo(path)
-    info.mode = entry.mode
+    info.mode, info.uid, info.gid = entry.mode, entry.owner, entry.owner
     if entry.link is not None:
         info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
         layer.addfile(info)
@@ -132,15 +139,17 @@ def _add(out: IO[bytes], name: str, data: bytes) -> None:
     out.write(_header(name, len(data)) + data + bytes(-len(data) % _BLOCK))
 
 
-def _config(python: rootfs.HostPython, architecture: str, layer: str) -> Mapping[str, object]:
+def _config(
+    python: rootfs.HostPython, architecture: str, layer: str, config: Mapping[str, Any]
+) -> Mapping[str, object]:
     """The image's configuration (OCI image specification 1.1, config.md)."""
     return {
         "architecture": architecture,
         "os": "linux",
         "created": _CREATED,
         "config": {
-            "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8"],
-            "Labels": {PYTHON_LABEL: python.version, VERSION_LABEL: __version__},
+            **config,
+            "Labels": {**config.get("Labels", {}), PYTHON_LABEL: python.version, VERSION_LABEL: __version__},
         },
         "rootfs": {"type": "layers", "diff_ids": [layer]},
         "history": [{"created": _CREATED, "created_by": "crucible-worker image build"}],
@@ -151,12 +160,12 @@ def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def write_file(path: Path, tag: str, executable: str) -> Built:
+def write_file(path: Path, tag: str, executable: str, worker: Path | None = None) -> Built:
     """Write the archive to `path`, which has either its old content or the whole of the new."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("w+b") as out:
-            built = write(out, tag, executable)
+            built = write(out, tag, executable, worker)
         part.replace(path)
     except OSError as error:
         raise ExitError(ExitCode.FAILED, f"cannot write {path}: {error}.") from error

@@ -27,11 +27,15 @@ _FOLDERS: Mapping[str, int] = {"dev": 0o755, "proc": 0o755, "sandbox": 0o755, "s
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing in the image: a file's bytes or the host's file they come from, a link's target, or a folder."""
+    """One thing in the image: a file's bytes or the host's file they come from, a link's target, or a folder.
+
+    `owner` is its user and group.
+    """
 
     source: Path | bytes | None = None
     link: str | None = None
     mode: int = 0o644
+    owner: int = 0
 
     def read(self) -> bytes:
         """The bytes as they go into the image; programs and libraries come without debug information."""
@@ -84,15 +88,20 @@ def inspect_python(executable: str, compiled: Path) -> HostPython:
 
 
 def entries(python: HostPython, compiled: Path) -> dict[str, Entry]:
-    """Everything in the image by its path without the leading slash, folders included."""
+    """Everything in the image by its path without the leading slash."""
     tree: dict[str, Entry] = {path: Entry(content) for path, content in _ACCOUNTS.items()}
     tree |= {path: Entry(mode=mode) for path, mode in _FOLDERS.items()}
     tree |= _program(python) | _library(python, compiled) | _shared(python)
-    tree |= _copied(_LOCALE) | _copied(_TIME_ZONES)
-    for path in list(tree):
+    return tree | _copied(_LOCALE) | _copied(_TIME_ZONES)
+
+
+def with_folders(tree: Mapping[str, Entry]) -> dict[str, Entry]:
+    """A tree with the folders that its paths go through."""
+    whole = dict(tree)
+    for path in tree:
         for parent in list(PurePosixPath(path).parents)[:-1]:
-            tree.setdefault(str(parent), Entry(mode=0o755))
-    return tree
+            whole.setdefault(str(parent), Entry(mode=0o755))
+    return whole
 
 
 def _program(python: HostPython) -> dict[str, Entry]:

@@ -115,8 +115,9 @@ def test_a_clock_that_is_set_by_an_hour_changes_no_verdict(jump, scene, clock, s
     assert 0 < result["duration_ms"] < 30_000
     scene.settled_well(scene.submit())
     # What was left running before the jump gets its rest of time, no more and no less, in the next life.
-    long = scene.submit(LONG, timeout=60)
-    fault = scene.docker_proxy.arm("output", AFTER, lambda: scene.kill() or set_clock("+0"))
+    # By its second word it is in the journal that the code has started.
+    long = scene.submit(f"print('hello', flush=True)\nimport time; time.sleep(1)\n{LONG}", timeout=60)
+    fault = scene.docker_proxy.arm("output", AFTER, lambda: scene.kill() or set_clock("+0"), nth=2)
     assert fault.happened.wait(60)
     again = scene.worker(**settings)
     result = scene.result(long)

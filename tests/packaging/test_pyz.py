@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("build.sh", "pyproject.toml", "README.md", "requirements.lock", "requirements-dev.lock", "crucible_worker")
 BUDGET = 3_000_000
 
 
@@ -33,36 +32,10 @@ def pythons() -> tuple[list[str], list[str]]:
 NEW, OLD = pythons()
 
 
-def build(folder: Path, umask: str, python: str) -> Path:
-    """Build a copy of the sources in `folder`; tools and downloads are shared with the working copy."""
-    for name in SOURCES:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, folder / name)
-    subprocess.run(
-        ["bash", "-c", f"umask {umask} && exec ./build.sh"],
-        cwd=folder,
-        env={**os.environ, "PYTHON": python, "BUILD_CACHE": str(ROOT / "build")},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
-    return folder / "dist" / "crucible-worker.pyz"
-
-
 def start(python: str, pyz: Path, *argv: str, flags=("-I",), **environ: str) -> subprocess.CompletedProcess:
     """Run the .pyz in an environment with nothing but what is given."""
     command = [python, *flags, str(pyz), *argv]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-
-
-@pytest.fixture(scope="session")
-def pyz(tmp_path_factory) -> Path:
-    """What build.sh makes of this working copy."""
-    return build(tmp_path_factory.mktemp("build") / "here", "022", sys.executable)
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +45,9 @@ def names(pyz) -> list[str]:
         return archive.namelist()
 
 
-def test_is_the_same_elsewhere_under_another_umask_and_python(pyz, tmp_path):
+def test_is_the_same_elsewhere_under_another_umask_and_python(pyz, make, tmp_path):
     """A second builder gets the same sum: that is what makes the sum worth checking."""
-    other = build(tmp_path / "another place", "077", NEW[-1])
+    other = make(tmp_path / "another place", umask="077", python=NEW[-1]) / "crucible-worker.pyz"
     assert other.read_bytes() == pyz.read_bytes()
 
 
