@@ -87,13 +87,15 @@ class Lifecycle:
         drain_timeout: float,
         stalled: Callable[[], Iterable[str]],
         reload: Callable[[], None],
+        beat: Callable[[], None],
         log: Log,
         wait_signal: Callable[[float], int | None] = next_signal,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`delivered` tells whether nothing waits to be said; `durable` whether it would survive our exit.
 
-        `drain_timeout` in seconds, 0 for ever: when it is over, running tasks are cancelled.
+        `drain_timeout` in seconds, 0 for ever: when it is over, running tasks are cancelled. `beat` is called about
+        twice a second while nothing is stalled, to the end.
         """
         self._stages = stages
         self._slots = slots
@@ -102,6 +104,7 @@ class Lifecycle:
         self._drain_timeout = drain_timeout
         self._stalled = stalled
         self._reload = reload
+        self._beat = beat
         self._log = log
         self._wait_signal = wait_signal
         self._clock = clock
@@ -113,6 +116,7 @@ class Lifecycle:
             self._take_signal()
             if self._has_stalled():
                 return ExitCode.STALLED
+            self._beat()
         self._drain_began = self._clock()
         code = self._settle_tasks()
         return self._deliver_rest() if code is None else code
@@ -145,6 +149,7 @@ class Lifecycle:
                 return ExitCode.INTERRUPTED
             if self._has_stalled():
                 return ExitCode.STALLED
+            self._beat()
             if self._drain_is_late() and not self._stages.cancel.is_set():
                 self._log.error("drain_timeout", seconds=self._drain_timeout)
                 self._stages.cancel.set()
@@ -166,6 +171,7 @@ class Lifecycle:
             # What is only in memory is lost with us: then it takes a drain timeout, or a further signal, to give up.
             if (over and (self._durable or self._drain_is_late())) or self._stages.level > max(level, 1):
                 return ExitCode.UNDELIVERED
+            self._beat()
             self._take_signal()
         return ExitCode.OK
 

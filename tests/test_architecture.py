@@ -80,7 +80,7 @@ def test_the_vocabulary_imports_nothing_of_ours(module):
     assert module.ours() == set()
 
 
-@each("errors", "settings", "transport", "backoff", "vitals", "outbox")
+@each("errors", "settings", "transport", "backoff", "vitals", "outbox", "supervisor")
 def test_leaves_import_only_leaves(module):
     assert module.ours() <= LEAVES | {"__version__"}
 
@@ -95,7 +95,7 @@ def test_adapters_import_the_vocabulary_and_their_own_room(module):
 
 @each(
     "worker", "evaluation", "settlement", "leases", "recovery", "admission", "delivery", "lifecycle", "journal",
-    "statefile", "transcript", "livelogs", "backlog", "vitals", "outbox", "backoff",
+    "statefile", "transcript", "livelogs", "backlog", "vitals", "outbox", "backoff", "supervisor",
 )  # fmt: skip
 def test_the_core_knows_no_adapter(module):
     assert not module.ours() & {*ADAPTERS, "transport", "cli"}

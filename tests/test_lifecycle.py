@@ -33,6 +33,7 @@ class House:
         self.stages = Stages()
         self.log = Log()
         self.reloads = 0
+        self.beats: list[float] = []
         self.stalled = list(stalled)
         self._release = threading.Event()
         self._needs = needs
@@ -42,7 +43,7 @@ class House:
         self.lifecycle = Lifecycle(
             stages=self.stages, slots=[slot], delivered=lambda: self.now >= self._delivered_at, durable=durable,
             drain_timeout=drain_timeout, stalled=lambda: self.stalled if self.now > 5 else [], reload=self._reload,
-            log=self.log, wait_signal=self._wait, clock=lambda: self.now,
+            beat=lambda: self.beats.append(self.now), log=self.log, wait_signal=self._wait, clock=lambda: self.now,
         )  # fmt: skip
         self.slot = slot
 
@@ -121,6 +122,19 @@ def test_results_in_memory_are_waited_for_until_told_otherwise():
     house = House([TERM, None, None, None, TERM], undelivered=500, durable=False)
     assert house.lifecycle.watch() == ExitCode.UNDELIVERED
     assert house.now < 10
+
+
+def test_it_beats_to_the_end_of_a_drain():
+    house = House([None, TERM, None, None, TERM], needs=("cancel",), undelivered=9)
+    assert house.lifecycle.watch() == ExitCode.OK
+    assert set(range(1, 9)) <= set(house.beats)
+
+
+def test_a_stalled_worker_does_not_beat():
+    for script in ([], [TERM]):
+        house = House(script, stalled=["slot 1 has been polling for 99 s"], needs=("cancel",))
+        house.lifecycle.watch()
+        assert house.beats == [1, 2, 3, 4, 5]
 
 
 def test_a_dump_names_the_threads_and_where_they_are():

@@ -83,12 +83,19 @@ class Report:
             "recent": self._vitals.recent(),
         }
 
+    def headline(self) -> str:
+        """One line for whoever watches many services."""
+        report, slots = self.health(), self._vitals.slots()
+        busy = sum(slot["eval_id"] is not None for slot in slots)
+        reasons = f" ({'; '.join(report.reasons)})" if report.reasons else ""
+        return f"{_state(report)}{reasons}; {busy} of {self._settings.concurrency} slots busy"
+
     def page(self) -> tuple[Mapping[str, str], bytes]:
         """(headers, HTML) of the status page."""
         report = self.health()
-        state = "unhealthy" if not report.ok else "healthy" if report.ready else "not ready"
         minutes = self._metrics.history.minutes()
-        return self._page.headers, self._page.render(state, self._status(report), minutes, dt.datetime.now(dt.UTC))
+        now = dt.datetime.now(dt.UTC)
+        return self._page.headers, self._page.render(_state(report), self._status(report), minutes, now)
 
     def metrics(self) -> tuple[str, bytes]:
         """(content type, body) for Prometheus."""
@@ -102,3 +109,7 @@ class Report:
             return self._journal.counts()
         except JournalError:  # a disk in trouble has a reason of its own
             return {}
+
+
+def _state(report: HealthReport) -> str:
+    return "unhealthy" if not report.ok else "healthy" if report.ready else "not ready"

@@ -35,4 +35,4 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # Late: the libraries behind it take most of the start-up time.
     from crucible_worker.cli.service import Service
 
-    return Service(loaded).run()
+    return Service(loaded, environ).run()

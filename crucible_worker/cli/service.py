@@ -32,6 +32,7 @@ from crucible_worker.recovery import settle_earlier
 from crucible_worker.settings import Loaded, Settings
 from crucible_worker.settlement import Settlement
 from crucible_worker.statefile import MEMORY
+from crucible_worker.supervisor import Supervisor
 from crucible_worker.transcript import Transcripts
 from crucible_worker.vitals import Vitals
 from crucible_worker.worker import Pace, Worker
@@ -43,13 +44,16 @@ _LAST_WORDS_SECONDS = 5.0
 class Service:
     """One worker process."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, environ: Mapping[str, str]) -> None:
         """Raises ExitError where a setting cannot be used: a state directory, an address, a certificate."""
         settings = self._settings = loaded.settings
         self._key = composition.KeptSecret(loaded, "api_key")
         self._health_token = composition.KeptSecret(loaded, "health_token")
         logs.configure(settings.worker_id, settings.log_format, settings.log_level, self._secrets)
         self._log = logs.get_logger()
+        self._supervisor = Supervisor(
+            environ, lambda error: self._log.warning("service_manager_unreachable", error=error)
+        )
         self._boot_id = uuid.uuid4().hex
         self._vitals = Vitals()
         self._metrics = Metrics(
@@ -173,6 +177,7 @@ class Service:
             upkeep = self._start("upkeep", self._upkeep.run, self._stop)
             warmth = self._start("warmth", self._fleet.warmth.run, self._stages.drain)
             slots = [self._start(f"slot-{n}", self._worker.run, n, self._stages.drain) for n in self._slot_numbers()]
+            self._supervisor.ready()
             code = self._watch(slots)
             self._stop.set()
             self._upkeep.wake()
@@ -217,6 +222,7 @@ class Service:
             drain_timeout=self._settings.drain_timeout,
             stalled=self._vitals.stalled,
             reload=self._reload,
+            beat=self._beat,
             log=self._log,
         ).watch()
         if code == ExitCode.UNDELIVERED and self._vitals.has_trouble("key"):
@@ -247,6 +253,9 @@ class Service:
         except ExitError as error:
             self._log.error("reload_failed", error=str(error))
         self._deliveries.results.hurry()
+
+    def _beat(self) -> None:
+        self._supervisor.beat(self._report.headline, draining=self._stages.drain.is_set())
 
     def _engine_changed(self, name: str, state: EngineState) -> None:
         self._metrics.engine_available(name, state.available)
