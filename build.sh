@@ -349,6 +349,7 @@ run_tests() {
   command -v chromium >/dev/null || install "the tests look at the status page" chromium fonts-dejavu-core
   command -v zsh >/dev/null || install "the tests complete commands in zsh" zsh
   command -v promtool >/dev/null || install "the tests check alert rules" prometheus
+  command -v systemd-analyze >/dev/null || install "the tests check systemd units" systemd
   "$python" -I "$PYZ" image build
   gvisor_works || give_up 69 "a first sandbox on gVisor failed; 'runtimeArgs' of runsc in /etc/docker/daemon.json may need --network=none"
   "$dev/bin/python" -m pytest "$@"
