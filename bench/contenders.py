@@ -15,6 +15,7 @@ from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.follow import Nobody, Witness
 from crucible_worker.engines.prepared import Prepared
+from crucible_worker.engines.runtimes import makes_loopback
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.model import Language, Limits, Reason
@@ -91,7 +92,7 @@ class Lean(Crucible):
 
     def __init__(self, url: str, image: str, runtime: str) -> None:
         super().__init__(url, image, runtime)
-        self._sandboxes.own_loopback = policy.makes_loopback(runtime, self.daemon.info()["Runtimes"][runtime])
+        self._sandboxes.own_loopback = makes_loopback(self.daemon.info(), runtime)
 
 
 class Warm(Crucible):

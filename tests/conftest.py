@@ -1,6 +1,5 @@
 """What tests of several rooms share: a Docker Engine and the sandbox image, or a good reason for not having them."""
 
-import os
 import platform
 import signal
 import subprocess
@@ -8,10 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from engine_under_test import DOCKER_HOST, PLAIN_RUNTIME
 from precondition import unavailable
 from sandbox_bench import runtime, sandbox
 
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
+from crucible_worker.engines.runtimes import unfit
 
 __all__ = ["runtime", "sandbox"]
 
@@ -32,8 +33,8 @@ def long(request: pytest.FixtureRequest) -> float:
 
 @pytest.fixture(scope="session")
 def daemon() -> Iterator[Daemon]:
-    """The Docker Engine of this host."""
-    found = Daemon(os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
+    """The Docker Engine of this host, or the one that DOCKER_HOST names."""
+    found = Daemon(DOCKER_HOST)
     try:
         found.version()
     except DaemonGoneError as error:
@@ -58,10 +59,18 @@ def sandbox_image(daemon: Daemon) -> str:
 
 @pytest.fixture(scope="session")
 def engine_runtime(daemon: Daemon) -> Callable[[str], str]:
-    """Takes the name of an OCI runtime that the daemon must know, and returns it."""
-    known = daemon.info().get("Runtimes") or {}
+    """Takes the name of an OCI runtime that must run sandboxes here, and returns it; runc may be another plain one."""
+    info = daemon.info()
 
     def runtime(name: str) -> str:
-        return name if name in known else unavailable(f"the daemon has no runtime {name}")
+        name = PLAIN_RUNTIME if name == "runc" else name
+        trouble = unfit(info, name)
+        return unavailable(trouble) if trouble else name
 
     return runtime
+
+
+@pytest.fixture(scope="session")
+def plain_runtime(engine_runtime: Callable[[str], str]) -> str:
+    """One that runs code on the host's own kernel."""
+    return engine_runtime("runc")

@@ -11,6 +11,7 @@ from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.follow import Nobody
 from crucible_worker.engines.prepared import Prepared
+from crucible_worker.engines.runtimes import shares_kernel
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.model import Language, Limits, Run
@@ -35,6 +36,7 @@ class Bench:
         self.undertaker = Undertaker(daemon.close)
         self.troubles: list[str] = []
         self.warm = False
+        self.plain = shares_kernel(runtime)
         self._sandboxes = self.sandboxes(self.cgroups)
 
     def sandboxes(self, cgroups) -> Sandboxes:

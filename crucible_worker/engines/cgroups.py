@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible_worker.engines.counters import Counters
+from crucible_worker.engines.runtimes import is_podman
 
 ROOT = Path("/sys/fs/cgroup")
 _CONTROLLERS = ("cpuacct", "memory", "pids")
@@ -32,6 +33,7 @@ class Tree:
     version: int
     systemd: bool
     root: Path = ROOT
+    podman: bool = False
 
     def parent(self, name: str) -> str:
         """The HostConfig.CgroupParent that stands for the cgroup `name`."""
@@ -55,6 +57,8 @@ class Tree:
 
     def daemons_path(self, container: str) -> str:
         """The folder of a container for which no parent was asked, under a daemon's default settings."""
+        if self.podman:
+            return f"machine.slice/libpod-{container}.scope" if self.systemd else f"libpod_parent/libpod-{container}"
         return f"system.slice/docker-{container}.scope" if self.systemd else f"docker/{container}"
 
     def counters(self, path: str) -> Counters:
@@ -214,11 +218,11 @@ class Cgroups:
 
 def tree_of(info: Mapping[str, Any], url: str, root: Path) -> Tree | None:
     """The cgroups of a daemon by its own account (SystemInfo); None where this host's may be others."""
-    rootless = any("rootless" in str(option) for option in info.get("SecurityOptions") or ())
+    rootless = info.get("Rootless") or any("rootless" in str(option) for option in info.get("SecurityOptions") or ())
     driver, version = info.get("CgroupDriver"), str(info.get("CgroupVersion") or "1")
     if rootless or not url.startswith("unix://") or driver not in {"cgroupfs", "systemd"} or version not in {"1", "2"}:
         return None
-    return Tree(int(version), driver == "systemd", root)
+    return Tree(int(version), driver == "systemd", root, is_podman(info))
 
 
 def refusal(tree: Tree) -> str | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from crucible_worker.engines import podman
 from crucible_worker.engines.counters import Counters, of_stats
 from crucible_worker.errors import RetryError, TaskError
 from crucible_worker.model import Reason
@@ -47,6 +48,7 @@ class Daemon:
         self._call_seconds = call_seconds
         self._local = threading.local()
         self._slow_to_count = False
+        self._podman: bool | None = None  # until the first call
 
     def version(self) -> Mapping[str, Any]:
         """The daemon's own description (SystemVersion)."""
@@ -61,7 +63,9 @@ class Daemon:
     def create(self, name: str, config: Mapping[str, Any]) -> str:
         """Create a container and return its id. Raises TaskError (image_missing) where its image is not there."""
         with self._errors("create a sandbox", image=str(config["Image"])):
-            return str(self._client().create_container_from_config(dict(config), name)["Id"])
+            client = self._client()
+            body = podman.asked(config) if self._podman else dict(config)
+            return str(client.create_container_from_config(body, name)["Id"])
 
     def attach(self, container: str) -> Attachment:
         """Connect to a container's streams; before `start`, or its first output is lost."""
@@ -95,7 +99,12 @@ class Daemon:
 
         with self._errors("inspect a sandbox"):
             try:
-                return dict(self._client().inspect_container(container))
+                client = self._client()
+                found = dict(client.inspect_container(container))
+                if not self._podman:
+                    return found
+                url = client._url("/v4.0.0/libpod/containers/{0}/json", container, versioned_api=False)  # noqa: SLF001
+                return podman.told(found, client._result(client._get(url), json=True))  # noqa: SLF001
             except docker.errors.NotFound:
                 return None
 
@@ -204,6 +213,8 @@ class Daemon:
             import docker
 
             client = docker.APIClient(base_url=self.url, version="auto", timeout=self._call_seconds)
+            if self._podman is None:
+                self._podman = podman.is_podman(client.version(api_version=False))
             self._local.client = client
         return client
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crucible_worker.engines import policy
 from crucible_worker.engines.adoption import adopt
 from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.engines.follow import Cancel, Nobody, Witness
 from crucible_worker.engines.images import Images
 from crucible_worker.engines.prepared import Prepared
+from crucible_worker.engines.runtimes import makes_loopback, unfit
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.engines.warm import MAX_AGE_SECONDS, Warmth
@@ -129,26 +129,25 @@ class Fleet:
 
     def probe_all(self) -> None:
         """Run a canary on every engine that is not known to work; ask the daemon whether it still knows the others."""
-        runtimes = self._look()
-        if runtimes is None:
+        info = self._look()
+        if info is None:
             return
         for name, sandboxes in self._sandboxes.items():
-            if sandboxes.runtime not in runtimes and "." not in sandboxes.runtime:
-                self._note(name, f"the daemon has no runtime {sandboxes.runtime}")
+            if trouble := unfit(info, sandboxes.runtime):
+                self._note(name, trouble)
             elif not self.states()[name].available and self._clock() >= self._rests_until.get(name, 0.0):
                 self.probe(name)
 
     def _look(self) -> Mapping[str, Any] | None:
-        """The runtimes that the daemon knows, or None where it does not answer: then no engine works."""
+        """The daemon's set-up, or None where it does not answer: then no engine works."""
         try:
-            runtimes = self._lookout.info().get("Runtimes") or {}
+            info = self._lookout.info()
         except (DaemonGoneError, TaskError) as error:
             self._note_all(str(error))
             return None
         for sandboxes in self._sandboxes.values():
-            about = runtimes.get(sandboxes.runtime) or {}
-            sandboxes.own_loopback = self._own_loopback and policy.makes_loopback(sandboxes.runtime, about)
-        return dict(runtimes)
+            sandboxes.own_loopback = self._own_loopback and makes_loopback(info, sandboxes.runtime)
+        return info
 
     def _note_all(self, trouble: str) -> None:
         for name in self._sandboxes:
@@ -156,9 +155,13 @@ class Fleet:
 
     def probe(self, name: str) -> bool:
         """Run a canary on one engine. Returns whether it works now."""
-        if self._look() is None:
+        info = self._look()
+        if info is None:
             return False
         sandboxes = self._sandboxes[name]
+        if trouble := unfit(info, sandboxes.runtime):
+            self._note(name, trouble)
+            return False
         name_of_language, language = next(iter(self._languages.items()))
         if language.command:
             language = dataclasses.replace(language, command=("/bin/sh", "-c", "echo canary"))

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crucible_worker.engines.runtimes import shares_kernel
 from crucible_worker.model import Limits
 
 USER = "65534:65534"  # nobody, in every distribution
-PLAIN_RUNTIME = "runc"
 # gVisor counts its own threads against the pids limit: with 64, a fork bomb kills the sandbox instead of failing in it.
 RUNTIME_THREADS = 256
 SHM_BYTES = 16 << 20
@@ -72,12 +72,13 @@ def container_config(
 
 
 def _host_config(runtime: str, limits: Limits, cgroup_parent: str, *, may_exec: bool) -> dict[str, Any]:
-    own_threads = 1 if runtime == PLAIN_RUNTIME else RUNTIME_THREADS
+    own_threads = 1 if shares_kernel(runtime) else RUNTIME_THREADS
     tmpfs = f"size={limits.tmp_bytes},uid=65534,gid=65534"
     home = "rw,nosuid,nodev," + ("exec" if may_exec else "noexec")
     return {
         "Runtime": runtime,
         "Privileged": False,
+        "Init": False,
         "CapDrop": ["ALL"],
         "CapAdd": [],
         "SecurityOpt": ["no-new-privileges"],
@@ -103,6 +104,9 @@ def _host_config(runtime: str, limits: Limits, cgroup_parent: str, *, may_exec: 
             {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
             {"Name": "fsize", "Soft": limits.file_bytes, "Hard": limits.file_bytes},
             {"Name": "core", "Soft": 0, "Hard": 0},
+            # A daemon's default for these would let the code pass others by, whatever its quota of CPU time.
+            {"Name": "rtprio", "Soft": 0, "Hard": 0},
+            {"Name": "nice", "Soft": 0, "Hard": 0},
         ],
         "LogConfig": {"Type": "none", "Config": {}},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
@@ -121,15 +125,6 @@ def _host_config(runtime: str, limits: Limits, cgroup_parent: str, *, may_exec: 
         "Sysctls": {},
         "CgroupParent": cgroup_parent,
     }
-
-
-def makes_loopback(runtime: str, about: Mapping[str, Any]) -> bool:
-    """Whether a runtime brings up a loopback interface in an empty network namespace, by what the daemon says of it.
-
-    `about` is its entry in SystemInfo. gVisor takes over the interfaces that are up, and there is none, unless it has
-    a network of its own (gVisor, runsc/sandbox/network.go).
-    """
-    return runtime == PLAIN_RUNTIME or "--network=none" in (about.get("runtimeArgs") or ())
 
 
 def shape(config: Mapping[str, Any]) -> dict[str, Any]:

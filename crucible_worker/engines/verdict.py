@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from crucible_worker.engines.counters import Counters
 from crucible_worker.engines.output import Trailer
-from crucible_worker.engines.policy import PLAIN_RUNTIME
+from crucible_worker.engines.policy import RUNTIME_THREADS
+from crucible_worker.engines.runtimes import is_gvisor
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Limits, Reason, Status, Verdict
 
@@ -85,15 +86,17 @@ def _out_of_processes(evidence: Evidence) -> bool:
     if evidence.exit_code in {None, 0} or (evidence.trailer and evidence.trailer.signal):
         return False
     if _silent(evidence) and evidence.exit_code == _SENTRY_OUT_OF_THREADS:
-        return True
+        # Go ends so for any reason. A sandbox that never came near its limit was not short of threads.
+        peak = evidence.counters.peak_processes
+        return peak is None or peak >= evidence.limits.processes + RUNTIME_THREADS
     if evidence.trailer is None and (evidence.killed_outside or not _silent(evidence)):
         return False
     return bool(evidence.counters.forks_refused)
 
 
 def _silent(evidence: Evidence) -> bool:
-    """Whether a sandbox with a kernel of its own ended without a word from its supervisor."""
-    return evidence.runtime != PLAIN_RUNTIME and evidence.trailer is None
+    """Whether gVisor's kernel ended without a word from its supervisor."""
+    return is_gvisor(evidence.runtime) and evidence.trailer is None
 
 
 def _by_its_own_end(evidence: Evidence) -> Verdict:
@@ -119,8 +122,8 @@ def _killer(evidence: Evidence) -> int | None:
         return evidence.trailer.signal or None
     if code <= 128 or code - 128 >= signal.NSIG:
         return None
-    if evidence.killed_outside or evidence.runtime == PLAIN_RUNTIME:
-        # With runc, Linux spares a supervisor that is PID 1 from its code's signals: the host did this.
+    if evidence.killed_outside or not is_gvisor(evidence.runtime):
+        # Linux spares a supervisor that is PID 1 from its code's signals: the host did this.
         raise TaskError(Reason.ENGINE_ERROR, f"the sandbox was killed from outside (exit code {code})")
     # gVisor does not: code that kills its supervisor ends itself by that signal.
     return code - 128

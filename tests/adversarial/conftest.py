@@ -47,7 +47,7 @@ class Host:
 
     def weaknesses(self, bench, **limits) -> dict[str, object]:
         """Run the probe in a sandbox; what it found open, by the name of the control that should have held."""
-        plain = bench.runtime == "runc"
+        plain = bench.plain
         inspected: list[dict] = []
         run = bench(
             PROBE,
@@ -67,7 +67,7 @@ def _weaknesses(facts: dict, plain: bool, secret: str) -> Iterator[tuple[str, ob
         if outcome not in REFUSALS and name not in served:
             yield name, outcome
     tmpfs = {"rw", "nosuid", "nodev", "noexec"} if plain else {"rw"}
-    limits = {"CORE": [0, 0], "NOFILE": [256, 256], "FSIZE": [64 << 20, 64 << 20]}
+    limits = {"CORE": [0, 0], "RTPRIO": [0, 0], "NICE": [0, 0], "NOFILE": [256, 256], "FSIZE": [64 << 20, 64 << 20]}
     expected = {
         "user": set(facts["ids"]) == {65534},
         "capabilities": {int(value, 16) for value in facts["capabilities"]} == {0},

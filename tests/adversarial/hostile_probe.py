@@ -248,7 +248,10 @@ facts = {
     ],
     "no_new_privs": libc.prctl(39, 0, 0, 0, 0),
     "seccomp": status.get("Seccomp", "").strip(),
-    "limits": {name: resource.getrlimit(getattr(resource, "RLIMIT_" + name)) for name in ("CORE", "NOFILE", "FSIZE")},
+    "limits": {
+        name: resource.getrlimit(getattr(resource, "RLIMIT_" + name))
+        for name in ("CORE", "NOFILE", "FSIZE", "RTPRIO", "NICE")
+    },
     "oom_score_of_1": first_line("/proc/1/oom_score_adj"),
     "memory_and_swap": first_line(CGROUP + "/memory/memory.memsw.limit_in_bytes", CGROUP + "/memory.swap.max"),
     "oom_control": first_line(CGROUP + "/memory/memory.oom_control"),

@@ -94,7 +94,7 @@ MUTATIONS = {
 }
 # Seen in the daemon's answer alone, or of no effect while no other control is gone.
 HELD_BY_COMPARISON = {
-    "AutoRemove", "CgroupParent", "DeviceCgroupRules", "DeviceRequests", "ExtraHosts", "Links", "Mounts",
+    "AutoRemove", "CgroupParent", "DeviceCgroupRules", "DeviceRequests", "ExtraHosts", "Init", "Links", "Mounts",
     "PortBindings", "PublishAllPorts", "RestartPolicy", "Runtime", "Sysctls", "UsernsMode", "VolumesFrom",
 }  # fmt: skip
 

@@ -20,13 +20,13 @@ from crucible_worker.model import Language, Limits, Reason, Task
 class House:
     """A fleet with one engine that works and one that nobody has heard of; its clock is ours."""
 
-    def __init__(self, daemon, image, *, fallback=True, url=None, own_loopback=False) -> None:
+    def __init__(self, daemon, image, runtime="runc", *, fallback=True, url=None, own_loopback=False) -> None:
         self.now = 0.0
         self.changes: list[tuple[str, bool]] = []
         self.worker = f"test-{uuid.uuid4().hex[:12]}"
         self.daemon = Daemon(url or daemon.url)
         self.fleet = Fleet(
-            self.daemon, engines={"docker": "runc", "odd": "no-such-runtime"}, languages={"python": Language(image)},
+            self.daemon, engines={"docker": runtime, "odd": "no-such-runtime"}, languages={"python": Language(image)},
             fallback=fallback, limits=Limits(), labels={"crucible.worker": self.worker, "crucible.boot": "b"},
             on_change=lambda name, state: self.changes.append((name, state.available)), clock=lambda: self.now,
             own_loopback=own_loopback,
@@ -42,8 +42,8 @@ class House:
 
 
 @pytest.fixture
-def house(daemon, sandbox_image):
-    made = House(daemon, sandbox_image)
+def house(daemon, sandbox_image, plain_runtime):
+    made = House(daemon, sandbox_image, plain_runtime)
     yield made
     assert made.fleet.close(60)
     left = daemon.containers({"crucible.worker": made.worker})
@@ -182,13 +182,17 @@ def test_overdue_is_by_the_label_and_the_grace():
 
 
 @pytest.fixture
-def made(daemon, sandbox_image):
+def made(daemon, sandbox_image, plain_runtime):
     worker = f"test-{uuid.uuid4().hex[:12]}"
 
     def make(**labels: str) -> str:
         marked = {"crucible.worker": worker} | {f"crucible.{key}": value for key, value in labels.items()}
         config = policy.container_config(
-            image=sandbox_image, runtime="runc", limits=Limits(), labels=marked, boot="import time; time.sleep(600)"
+            image=sandbox_image,
+            runtime=plain_runtime,
+            limits=Limits(),
+            labels=marked,
+            boot="import time; time.sleep(600)",
         )
         identity = daemon.create(f"crucible-{uuid.uuid4().hex}", config)
         daemon.start(identity)

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from engine_under_test import DOCKER_HOST
 
 from crucible_worker.cli.main import main
 from crucible_worker.engines import image
@@ -71,7 +72,7 @@ def client():
     """The Docker Engine of this host."""
     import docker
 
-    api = docker.APIClient(version="auto", base_url="unix:///var/run/docker.sock")
+    api = docker.APIClient(version="auto", base_url=DOCKER_HOST)
     yield api
     api.close()
 
@@ -81,7 +82,7 @@ def loaded(client, archive):
     """The image in the Docker Engine, gone afterwards."""
     from crucible_worker.engines.image_store import ImageStore
 
-    with ImageStore("unix:///var/run/docker.sock") as store, archive.open("rb") as file:
+    with ImageStore(DOCKER_HOST) as store, archive.open("rb") as file:
         yield store.load(file, TAG)
     client.remove_image(TAG, force=True)
 
@@ -160,36 +161,36 @@ def test_every_module_is_compiled_beforehand(layer):
 
 @pytest.mark.engine
 @pytest.mark.parametrize("runtime", ["runc", "runsc"])
-def test_imports_whatever_the_host_imports(client, loaded, runtime):
+def test_imports_whatever_the_host_imports(client, loaded, engine_runtime, runtime):
     """A program that runs on the host's Python finds the same standard library in the sandbox."""
     names = json.dumps(importable(image.default_python()))
-    code, output = run(client, TAG, runtime, "python3", "-c", IMPORT_ALL, names)
+    code, output = run(client, TAG, engine_runtime(runtime), "python3", "-c", IMPORT_ALL, names)
     assert (code, json.loads(output.splitlines()[-1])) == (0, {})
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("runtime", ["runc", "runsc"])
-def test_libraries_behind_the_modules_work(client, loaded, runtime):
+def test_libraries_behind_the_modules_work(client, loaded, engine_runtime, runtime):
     """Importing is not enough: OpenSSL, SQLite, threads that end early and time zones have files of their own."""
-    assert run(client, TAG, runtime, "python", "-c", HARD_USES) == (0, "done\n")
+    assert run(client, TAG, engine_runtime(runtime), "python", "-c", HARD_USES) == (0, "done\n")
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("python", other_pythons())
-def test_works_from_any_python_of_the_host(client, tmp_path, python):
+def test_works_from_any_python_of_the_host(client, plain_runtime, tmp_path, python):
     """Debian's, a self-built or a shared-library Python: each becomes an image that runs."""
     from crucible_worker.engines.image_store import ImageStore
 
     tag, path = f"{TAG}-other", tmp_path / "other.tar"
     built = image.write_file(path, tag, python)
-    with ImageStore("unix:///var/run/docker.sock") as store, path.open("rb") as file:
+    with ImageStore(DOCKER_HOST) as store, path.open("rb") as file:
         assert store.load(file, tag) == built.image_id
     try:
         assert path.stat().st_size < BUDGET
         names = json.dumps(importable(python))
-        code, output = run(client, tag, "runc", "python3", "-c", IMPORT_ALL, names)
+        code, output = run(client, tag, plain_runtime, "python3", "-c", IMPORT_ALL, names)
         assert (code, json.loads(output.splitlines()[-1])) == (0, {})
-        assert run(client, tag, "runc", "python", "-c", HARD_USES) == (0, "done\n")
+        assert run(client, tag, plain_runtime, "python", "-c", HARD_USES) == (0, "done\n")
     finally:
         client.remove_image(tag, force=True)
 

@@ -92,13 +92,13 @@ class Counting(Daemon):
 
 
 @pytest.fixture
-def evaluate(daemon):
+def evaluate(daemon, plain_runtime):
     """Runs a task in an image; more keywords are for the fleet."""
     made = []
 
     def run(image, code="print(6 * 7)", **given):
         labels = {"crucible.worker": f"test-{uuid.uuid4().hex[:12]}", "crucible.boot": "b"}
-        fleet = Fleet(Counting(daemon.url), engines={"docker": "runc"}, languages={"python": Language(image)},
+        fleet = Fleet(Counting(daemon.url), engines={"docker": plain_runtime}, languages={"python": Language(image)},
                       fallback=False, limits=Limits(), labels=labels, **given)  # fmt: skip
         made.append(fleet)
         return fleet.run("docker", Task("t", code), Limits(timeout_seconds=10), threading.Event())
@@ -138,10 +138,10 @@ def test_an_image_pinned_to_its_digest_is_that_one(evaluate, pushed, daemon):
 
 
 @pytest.mark.engine
-def test_many_tasks_fetch_once(pushed, daemon, sandbox_image):
+def test_many_tasks_fetch_once(pushed, daemon, sandbox_image, plain_runtime):
     image = f"{pushed[0]}:1"
     Counting.pulls = 0
-    fleet = Fleet(Counting(daemon.url), engines={"docker": "runc"}, languages={"python": Language(image)},
+    fleet = Fleet(Counting(daemon.url), engines={"docker": plain_runtime}, languages={"python": Language(image)},
                   fallback=False, limits=Limits(), labels={"crucible.worker": "test-many"}, pull=True)  # fmt: skip
 
     def run(number: int) -> bytes:

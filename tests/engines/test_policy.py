@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_worker.engines import policy
+from crucible_worker.engines.runtimes import makes_loopback
 from crucible_worker.model import Limits
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -100,7 +101,7 @@ def test_no_input_loosens_the_isolation(asked):
     ],
 )
 def test_which_runtimes_make_a_loopback_interface(runtime, about, does):
-    assert policy.makes_loopback(runtime, about) is does
+    assert makes_loopback({"Runtimes": {runtime: about}}, runtime) is does
 
 
 def test_who_makes_the_loopback_is_no_matter_of_shape():
@@ -118,7 +119,7 @@ def test_nothing_is_unlimited(asked):
     assert host["PidsLimit"] > 1
     assert 0 < host["ShmSize"] <= 16 << 20
     ulimits = {limit["Name"]: limit for limit in host["Ulimits"]}
-    assert ulimits["core"]["Hard"] == 0
+    assert {ulimits[name]["Hard"] for name in ("core", "rtprio", "nice")} == {0}
     assert all(0 < ulimits[name]["Soft"] <= ulimits[name]["Hard"] for name in ("nofile", "fsize"))
     assert set(host["Tmpfs"]) == {"/sandbox", "/tmp"}
     for options in host["Tmpfs"].values():
@@ -158,6 +159,7 @@ def test_a_limit_that_docker_would_take_for_none_is_refused(careless):
 WEAKER = {
     "Runtime": ["runsc", None],
     "Privileged": [True],
+    "Init": [True],
     "CapDrop": [[], None, ["NET_RAW"]],
     "CapAdd": [["SYS_ADMIN"]],
     "SecurityOpt": [[], None, ["seccomp=unconfined"], ["no-new-privileges", "seccomp=unconfined"]],
@@ -215,7 +217,7 @@ def test_each_weaker_field_is_reported_by_name(key, value):
     assert found[0].startswith(f"{key} is ")
 
 
-@pytest.mark.parametrize("name", ["nofile", "fsize", "core"])
+@pytest.mark.parametrize("name", ["nofile", "fsize", "core", "rtprio", "nice"])
 def test_each_ulimit_is_held_even_where_one_of_that_name_follows(name):
     made = inspected(config())
     made["HostConfig"]["Ulimits"].append({"Name": name, "Soft": -1, "Hard": -1})

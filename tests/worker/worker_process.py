@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine_under_test import SETTINGS
 from scripted_server import PATIENCE
 
 import crucible_worker
@@ -39,7 +40,8 @@ class WorkerProcess:
         self._closed = False
         self.process = subprocess.Popen(
             [sys.executable, *program, "run"],
-            env=clean_environment() | environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env=clean_environment() | SETTINGS | environment,
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
