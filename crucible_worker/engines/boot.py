@@ -26,12 +26,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 4, 22, 2  # linux/prctl.h, linux/seccomp.h
-ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | 1  # SECCOMP_RET_ALLOW; SECCOMP_RET_ERRNO with EPERM
-LOAD, IF_EQUAL, IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # linux/bpf_common.h
-IO_URING = (425, 426, 427)
+# SECCOMP_RET_ALLOW; SECCOMP_RET_ERRNO with EPERM, and with ENOSYS, which has C libraries take the older call
+ALLOW, REFUSE, ABSENT = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38
+LOAD, IF_EQUAL, IF_AT_LEAST, IF_ANY, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h
+NEW_NAMESPACES = 0x7E020000  # CLONE_NEW... (linux/sched.h)
 AF_VSOCK = 40
-# The kernel's name of this architecture (linux/audit.h), and its number of socket().
-ARCHITECTURES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
+CLONE3 = 435
+# io_uring, and what mounts in other ways than mount(2)
+REFUSED = (425, 426, 427, 428, 429, 430, 431, 432, 433, 442)
+# The kernel's name of this architecture (linux/audit.h), its numbers of socket() and clone(), and those of mount,
+# umount2, pivot_root, unshare, setns, add_key, request_key and keyctl.
+ARCHITECTURES = {
+    "x86_64": (0xC000003E, 41, 56, (165, 166, 155, 272, 308, 248, 249, 250)),
+    "aarch64": (0xC00000B7, 198, 220, (40, 39, 41, 97, 268, 217, 218, 219)),
+}
 
 HOME = "/sandbox"
 MAIN = HOME + "/main.py"
@@ -80,19 +88,24 @@ def supervise(child: int) -> int:
 
 
 def system_call_filter(machine: str) -> bytes:
-    """What some engines' default seccomp profiles leave open: io_uring, sockets to a hypervisor, foreign system calls.
+    """What some engines' default seccomp profiles leave open, Podman's most of all.
+
+    That is io_uring, namespaces and mounts of one's own, kernel keys, sockets to a hypervisor, and foreign calls.
 
     A classic BPF program over struct seccomp_data (seccomp(2)); empty for an architecture that is not known.
     """
     if machine not in ARCHITECTURES:
         return b""
-    architecture, socket = ARCHITECTURES[machine]
+    architecture, socket, clone, more = ARCHITECTURES[machine]
     refused = [(LOAD, 0, 0, 4), (IF_EQUAL, 1, 0, architecture), (RETURN, 0, 0, REFUSE), (LOAD, 0, 0, 0)]
     # From here on, x86-64 has the same calls once more under other numbers (x32).
     refused += [(IF_AT_LEAST, 0, 1, 0x40000000), (RETURN, 0, 0, REFUSE)]
-    for number in IO_URING:
+    for number in REFUSED + more:
         refused += [(IF_EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE)]
-    refused += [(IF_EQUAL, 1, 0, socket), (RETURN, 0, 0, ALLOW), (LOAD, 0, 0, 16)]
+    refused += [(IF_EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, ABSENT)]
+    # Of clone() the first argument counts, of socket() too.
+    refused += [(IF_EQUAL, 0, 4, clone), (LOAD, 0, 0, 16), (IF_ANY, 0, 1, NEW_NAMESPACES), (RETURN, 0, 0, REFUSE)]
+    refused += [(RETURN, 0, 0, ALLOW), (IF_EQUAL, 1, 0, socket), (RETURN, 0, 0, ALLOW), (LOAD, 0, 0, 16)]
     refused += [(IF_EQUAL, 0, 1, AF_VSOCK), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in refused)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 _GVISOR = ("runsc", "gvisor")
 _KERNELS = (*_GVISOR, "kata", "firecracker", "krun")
-# What SystemInfo calls them. A rootless engine on cgroup version 1 has none, and ignores limits without a word.
+# What SystemInfo calls them; limits that they do not cover are ignored without a word.
 _CONTROLS = {
     "MemoryLimit": "memory",
     "SwapLimit": "swap",
@@ -39,10 +39,16 @@ def unfit(info: Mapping[str, Any], runtime: str) -> str | None:
 
     What a container's own configuration cannot state, and what daemons have been seen to ignore silently.
     """
+    options = info.get("SecurityOptions") or ()
+    rootless = info.get("Rootless") or any("name=rootless" in str(option) for option in options)
+    if rootless and str(info.get("CgroupVersion")) == "1":
+        # Podman claims that it can, and leaves the limits out.
+        return (
+            "a rootless engine cannot limit anything on a host with cgroup version 1; use version 2, or one of root's"
+        )
     missing = [name for key, name in _CONTROLS.items() if info.get(key) is False]
     if missing:
-        hint = "; a rootless engine needs cgroup version 2 and these controllers delegated to its user"
-        return f"the daemon cannot limit {', '.join(missing)} on this host{hint}"
+        return f"the daemon cannot limit {', '.join(missing)} on this host; its cgroups lack the controllers"
     if runtime not in (info.get("Runtimes") or {}) and "." not in runtime:
         return f"the daemon has no runtime {runtime}"
     if is_podman(info) and runtime != (default := info.get("DefaultRuntime")):

@@ -19,10 +19,12 @@ REFUSALS = {
 # gVisor's kernel serves these itself: what they change is its own, and ends with it.
 SERVED_BY_GVISOR = {"new user namespace", "new mount namespace", "/dev/fuse", "priority"}
 DEVICES = {
-    "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom",
-    "zero",
+    "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty",
+    "urandom", "zero",
 }  # fmt: skip
 GVISOR_DEVICES = {"fuse", "net"}
+# Root's, and too small for anything; a file with nothing in it.
+PODMANS_MOUNTS = {"/run", "/var/tmp", "/run/.containerenv"}
 
 
 class Host:
@@ -72,17 +74,17 @@ def _weaknesses(facts: dict, plain: bool, secret: str) -> Iterator[tuple[str, ob
         "user": set(facts["ids"]) == {65534},
         "capabilities": {int(value, 16) for value in facts["capabilities"]} == {0},
         "no new privileges": facts["no_new_privs"] == 1,
-        "seccomp": facts["seccomp"] == "2" or not plain,
+        "seccomp": (facts["seccomp"], facts["seccomp_filters"] > 1) == ("2", True) or not plain,
         "read-only root": not plain or "ro" in facts["mounts"]["/"],
         "tmpfs": all(tmpfs <= set(facts["mounts"][path] or ()) for path in ("/sandbox", "/tmp")),
         "nothing mounted": set(facts["mounted"])
-        <= {"/", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/sandbox", "/tmp"},
+        <= {"/", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/sandbox", "/tmp"} | PODMANS_MOUNTS,
         "devices": set(facts["devices"]) <= DEVICES | (set() if plain else GVISOR_DEVICES),
         "interfaces": facts["interfaces"] in (["lo"], []),
         "host name": facts["host_name"] == "sandbox",
         "processes of others": facts["processes"] <= 3,
         "descriptors": facts["descriptors"] == [0, 1, 2],
-        "environment": set(facts["environment"]) <= {"PATH", "HOME", "HOSTNAME", "LANG", "TMPDIR"},
+        "environment": set(facts["environment"]) <= {"PATH", "HOME", "HOSTNAME", "LANG", "TMPDIR", "container"},
         "secret": facts["secret"] == [] and secret not in json.dumps(facts),
         "root of 1": facts["root_of_1"],
         "setuid files": facts["setuid_files"] == [],

@@ -248,6 +248,7 @@ facts = {
     ],
     "no_new_privs": libc.prctl(39, 0, 0, 0, 0),
     "seccomp": status.get("Seccomp", "").strip(),
+    "seccomp_filters": int(status.get("Seccomp_filters", 2)),
     "limits": {
         name: resource.getrlimit(getattr(resource, "RLIMIT_" + name))
         for name in ("CORE", "NOFILE", "FSIZE", "RTPRIO", "NICE")

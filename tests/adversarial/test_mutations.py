@@ -82,7 +82,7 @@ MUTATIONS = {
     "cgroups": (without("CgroupnsMode", "host"), "cgroup namespace"),
     "processes of the host": (without("PidMode", "host"), "pid namespace"),
     "host name": (with_the_hosts_name, "host name"),
-    "seccomp": (without("SecurityOpt", ["no-new-privileges", "seccomp=unconfined"]), "new user namespace"),
+    "seccomp": (without("SecurityOpt", ["no-new-privileges", "seccomp=unconfined"]), "seccomp"),
     "log": (without("LogConfig", {"Type": "json-file", "Config": {}}), "log"),
     "binds": (without("Binds", [f"{SOCKET}:{SOCKET}"]), "nothing mounted"),
     "devices": (

@@ -73,6 +73,8 @@ def pushed(registry, daemon, sandbox_image):
     client.tag(sandbox_image, name, "1")
     said = [line for line in client.push(name, "1", stream=True, decode=True) if "aux" in line or "error" in line]
     client.remove_image(f"{name}:1")
+    if "aux" not in said[-1]:
+        unavailable(f"this engine cannot push to a registry without TLS: {said[-1]}")
     yield name, said[-1]["aux"]["Digest"]
     for image in client.images(name):
         for tag in [*(image["RepoTags"] or []), *(image["RepoDigests"] or [])]:
