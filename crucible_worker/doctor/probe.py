@@ -28,7 +28,7 @@ NUMBERS = {
 NEW_USER, NEW_NAMESPACES, PTRACE_ATTACH, GET_NO_NEW_PRIVS = 0x10000000, 0x40020000, 16, 39
 SOCKETS = ("docker.sock", "containerd/containerd.sock", "podman/podman.sock", "crio/crio.sock")
 WRITABLE = ("/tmp", "/dev/shm", "/sandbox")
-LIMITS = {"core": resource.RLIMIT_CORE, "nofile": resource.RLIMIT_NOFILE, "fsize": resource.RLIMIT_FSIZE}
+LIMITS = {name: getattr(resource, f"RLIMIT_{name.upper()}") for name in ("core", "nofile", "fsize", "rtprio", "nice")}
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -203,6 +203,7 @@ def facts(plain: bool) -> dict[str, Any]:
         },
         "no_new_privs": libc.prctl(GET_NO_NEW_PRIVS, 0, 0, 0, 0),
         "seccomp": int(status.get("Seccomp", "0")),
+        "seccomp_filters": int(status.get("Seccomp_filters", "2")),  # Linux 5.9
         "limits": {name: list(resource.getrlimit(kind)) for name, kind in LIMITS.items()},
         "mounts": mounts,
         "devices": sorted(os.listdir("/dev")),

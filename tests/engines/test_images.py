@@ -15,6 +15,7 @@ from precondition import unavailable
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.fleet import Fleet
 from crucible_worker.engines.images import refusal
+from crucible_worker.engines.runtimes import is_podman
 from crucible_worker.errors import TaskError
 from crucible_worker.model import Language, Limits, Reason, Task
 
@@ -68,13 +69,13 @@ def pushed(registry, daemon, sandbox_image):
     """The sandbox image in that registry, and not on this host: its name there, and its digest."""
     import docker
 
+    if is_podman(daemon.info()):
+        unavailable("Podman pushes to no registry without TLS")
     client = docker.APIClient(base_url=daemon.url, version="auto")
     name = f"{registry}/evaluations/python"
     client.tag(sandbox_image, name, "1")
     said = [line for line in client.push(name, "1", stream=True, decode=True) if "aux" in line or "error" in line]
     client.remove_image(f"{name}:1")
-    if "aux" not in said[-1]:
-        unavailable(f"this engine cannot push to a registry without TLS: {said[-1]}")
     yield name, said[-1]["aux"]["Digest"]
     for image in client.images(name):
         for tag in [*(image["RepoTags"] or []), *(image["RepoDigests"] or [])]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,10 @@ from worker_process import clean_environment
 class PrivateDocker:
     """A dockerd without networks, in a directory of its own. The path is short: it holds Unix sockets."""
 
-    def __init__(self, root: Path, config: dict | None = None) -> None:
+    def __init__(self, root: Path, defaults: Mapping[str, object] | None = None, within: Sequence[str] = ()) -> None:
+        """`defaults` are what its daemon.json says."""
+        self.defaults = dict(defaults or {})
+        self._within = within
         self.socket = f"{root}/docker.sock"
         self.host = f"unix://{self.socket}"
         self._root = root
@@ -39,10 +42,10 @@ class PrivateDocker:
 
     def _start(self) -> str | None:
         root = self._root
-        (root / "daemon.json").write_text(json.dumps(self._config))
+        (root / "daemon.json").write_text(json.dumps(self.defaults))
         self._process = subprocess.Popen(
             [
-                "dockerd", "-H", self.host, "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
+                *self._within, "dockerd", "-H", self.host, "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
                 "--pidfile", f"{root}/pid", "--bridge=none", "--iptables=false", "--config-file", f"{root}/daemon.json",
             ],
             stderr=subprocess.PIPE, text=True,
@@ -89,12 +92,13 @@ class PrivateDocker:
 
 
 @contextmanager
-def private_docker(config: dict | None = None) -> Iterator[PrivateDocker]:
-    """One that runs, with this daemon.json, and has the sandbox image."""
+def private_docker(defaults: Mapping[str, object] | None = None, within: Sequence[str] = ()) -> Iterator[PrivateDocker]:
+    """One that runs and has the sandbox image; started by `within`, if that is given."""
     if shutil.which("dockerd") is None or os.geteuid() != 0:
         unavailable("a Docker Engine of our own needs dockerd and root")
     root = Path(tempfile.mkdtemp(prefix="cw-"))
-    docker = PrivateDocker(root, config)
+    root.chmod(0o711)  # the users that it may map must get through
+    docker = PrivateDocker(root, defaults, within)
     try:
         docker.start()
         docker.build_image()
