@@ -182,6 +182,10 @@ def _runtime_mend(detail: str, runtime: str) -> str:
     """What mends a canary that failed, as far as its words tell."""
     if "network enabled" in detail:
         return f"give {runtime} {_NO_NETWORK} in /etc/docker/daemon.json, systemctl reload docker"
+    if "seccomp profile" in detail:
+        return "take seccomp-profile out of /etc/docker/daemon.json, systemctl restart docker"
+    if "cannot limit" in detail:
+        return "boot the host with cgroup version 2, or use an engine of root's"
     if "weakened" in detail:
         return "take out of /etc/docker/daemon.json, or the authorization plugin, what changes the sandbox"
     return f"docker run --rm --runtime {runtime} --network none IMAGE true, and read journalctl -u docker"

@@ -27,7 +27,6 @@ class PrivateDocker:
         self.socket = f"{root}/docker.sock"
         self.host = f"unix://{self.socket}"
         self._root = root
-        self._config = config or {}
         self._process: subprocess.Popen | None = None
         self._log: threading.Thread | None = None
 
