@@ -26,6 +26,9 @@ Usage: ./build.sh [COMMAND] [ARGUMENTS]
   (none)               build dist/crucible-worker.pyz and its .sha256
   demo [ARGUMENTS]     build it and run its demo
   test [PYTEST ARGS]   build it and run all tests, on Docker and gVisor
+  matrix ENGINE [PYTEST ARGS]
+                       run the engine tests on another engine, made of Debian sid: docker, crun, podman, podman-runsc,
+                       rootless; takes up to ten minutes, and root
   bench [ARGUMENTS]    compare sandboxes side by side and write bench/RESULTS.md; takes a quarter of an hour
   release              make dist/crucible-worker-VERSION.tar, all that a host without a network needs
   lint                 ruff, mypy and shellcheck
@@ -447,6 +450,17 @@ print(json.dumps(document, indent=2))
 EOF
 }
 
+# Engines that this host does not have, each in a mount namespace of its own, beside the one that it has.
+matrix() {
+  [[ $# != 0 ]] || give_up 64 "matrix needs an engine: docker, crun, podman, podman-runsc or rootless"
+  [[ $EUID == 0 ]] || give_up 69 "matrix needs root: it starts engines in mount namespaces of their own"
+  need_python
+  dev_environment
+  command -v runsc >/dev/null || install "the engines get this host's gVisor" runsc
+  has_all debootstrap curl || install "other engines are made of Debian packages" debootstrap curl
+  tests/matrix/run.sh "$dev/bin/python" "$@"
+}
+
 # One image that every contender can work with: Debian's Python, a shell and coreutils.
 bench_image() {
   ask "api.inspect_image('crucible-bench:python')" >/dev/null 2>&1 && return
@@ -481,7 +495,7 @@ lint() {
   "$dev/bin/ruff" format --check --extend-exclude build .
   "$dev/bin/mypy"
   if ! command -v shellcheck >/dev/null && may_install; then install "shell scripts are checked" shellcheck; fi
-  if command -v shellcheck >/dev/null; then shellcheck build.sh .ci/run crucible_worker/engines/boot.sh; else say "no shellcheck here; skipped"; fi
+  if command -v shellcheck >/dev/null; then shellcheck build.sh .ci/run tests/matrix/*.sh crucible_worker/engines/boot.sh; else say "no shellcheck here; skipped"; fi
 }
 
 # Pin everything for every platform, then keep of the bundle's packages only what has a none-any wheel, by its hash.
@@ -523,7 +537,7 @@ main() {
     build | lint | lock | clean | dev | release) [[ $# == 0 ]] || give_up 64 "$command takes no arguments. See ./build.sh --help" ;;
   esac
   case $command in
-    build | demo | bench | lint | lock | release) "$command" "$@" ;;
+    build | demo | bench | lint | lock | matrix | release) "$command" "$@" ;;
     test) run_tests "$@" ;;
     dev) need_python && dev_environment && printf '%s\n' "$dev" ;;
     clean) rm -rf build dist ;;

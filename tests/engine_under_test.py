@@ -5,5 +5,3 @@ import os
 DOCKER_HOST = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
 # What stands for runc there.
 PLAIN_RUNTIME = os.environ.get("TEST_RUNTIME") or "runc"
-# Given to each worker, whose environment is otherwise a clean one.
-SETTINGS = {"DOCKER_HOST": DOCKER_HOST, "CRUCIBLE_ENGINES": f"docker={PLAIN_RUNTIME},gvisor=runsc"}

@@ -1,4 +1,4 @@
-"""What names of OCI runtimes, and a daemon's account of itself, say about sandboxes; how Podman's words are read."""
+"""What names of OCI runtimes and a daemon's account of itself say about sandboxes; and how Podman's words are read."""
 
 import copy
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine_under_test import SETTINGS
+from engine_under_test import DOCKER_HOST, PLAIN_RUNTIME
 from scripted_server import PATIENCE
 
 import crucible_worker
@@ -40,7 +40,7 @@ class WorkerProcess:
         self._closed = False
         self.process = subprocess.Popen(
             [sys.executable, *program, "run"],
-            env=clean_environment() | SETTINGS | environment,
+            env=clean_environment() | environment,
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read)
@@ -127,7 +127,8 @@ def environment(queue_url: str, state_dir: object, worker_id: str) -> dict[str, 
         "HOSTNAME": worker_id,
         "CRUCIBLE_STATE_DIR": str(state_dir),
         "CRUCIBLE_HEALTH_ADDRESS": "127.0.0.1:0",
-        "CRUCIBLE_ENGINES": "docker=runc",
+        "DOCKER_HOST": DOCKER_HOST,
+        "CRUCIBLE_ENGINES": f"docker={PLAIN_RUNTIME}",
         "CRUCIBLE_POLL_WAIT": "0",
         "CRUCIBLE_WARM": "0",
         "CRUCIBLE_POLL_INTERVAL": "0.05",
