@@ -88,6 +88,9 @@ VERDICTS = {
         "needed more than 1000 bytes of memory"),
     "exit 128 on gVisor": (
         seen("runsc", exit_code=128, trailer=exited(128)), FAILED, Reason.EXITED_NONZERO, 128, None, "exit code 128"),
+    "gVisor's kernel at its limit": (
+        seen("runsc-own", exit_code=2, counters=Counters(peak_processes=7 + 256)), FAILED, Reason.PROCESS_LIMIT, None,
+        None, "the code needed more than its limit of 7 processes"),
     "out of threads for gVisor's kernel": (
         seen("runsc", exit_code=2), FAILED, Reason.PROCESS_LIMIT, None, None,
         "the code needed more than its limit of 7 processes"),
@@ -125,6 +128,11 @@ NO_VERDICT = {
         seen(exit_code=0), Reason.ENGINE_ERROR, "the end of the sandbox's output was lost (exit code 0)"),
     "exit 1, but the connection broke": (
         seen("runsc", exit_code=1), Reason.ENGINE_ERROR, "the end of the sandbox's output was lost (exit code 1)"),
+    "gVisor's kernel failed far below its limit": (
+        seen("runsc", exit_code=2, counters=Counters(peak_processes=33)), Reason.ENGINE_ERROR,
+        "the end of the sandbox's output was lost (exit code 2)"),
+    "crun killed from nowhere, as on any shared kernel": (
+        seen("crun", exit_code=137), Reason.ENGINE_ERROR, "the sandbox was killed from outside (exit code 137)"),
     "no signal has this number": (
         seen("runsc", exit_code=250), Reason.ENGINE_ERROR, "the end of the sandbox's output was lost (exit code 250)"),
     "lost": (seen(exit_code=None), Reason.ENGINE_ERROR, "the sandbox was lost: no exit code"),

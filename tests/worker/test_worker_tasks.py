@@ -6,6 +6,7 @@ import re
 import time
 
 import pytest
+from engine_under_test import PLAIN_RUNTIME
 from scripted_server import PATIENCE, document, status
 
 pytestmark = pytest.mark.engine
@@ -19,7 +20,8 @@ def test_a_task_is_completed_with_its_result(queue, start_worker):
     expected = {
         "id": "hello", "status": "completed", "reason": "exited", "output": "hello\n", "error": None, "exit_code": 0,
         "signal": None, "stdout": "hello\n", "stderr": "", "stdout_bytes": 6, "stderr_bytes": 0, "truncated": False,
-        "encoding": "utf-8", "engine": "docker", "requested_engine": "docker", "fallback": False, "runtime": "runc",
+        "encoding": "utf-8", "engine": "docker", "requested_engine": "docker", "fallback": False,
+        "runtime": PLAIN_RUNTIME,
         "image": "crucible-sandbox:python", "worker_id": start_worker.worker_id, "attempt": 1,
     }  # fmt: skip
     assert {key: result[key] for key in expected} == expected
@@ -95,7 +97,7 @@ def test_health_answers_while_a_task_runs(queue, start_worker):
     assert health["status"] == "healthy"
     assert health["worker_id"] == start_worker.worker_id
     assert health["queue_url"] == queue.url
-    assert health["engines"]["docker"] == {"runtime": "runc", "available": True, "detail": ""}
+    assert health["engines"]["docker"] == {"runtime": PLAIN_RUNTIME, "available": True, "detail": ""}
     assert queue.completed("busy")["reason"] == "timeout"
     metrics = worker.fetch("/metrics")[1]
     assert 'crucible_worker_tasks_total{engine="docker",reason="timeout"} 1.0' in metrics
@@ -138,7 +140,7 @@ def test_without_fallback_such_a_task_fails(queue, start_worker):
 
 def test_gvisor_runs_tasks_too(gvisor, queue, start_worker):
     queue.push(HELLO | {"engine": "gvisor"})
-    start_worker(CRUCIBLE_ENGINES="docker=runc,gvisor=runsc")
+    start_worker(CRUCIBLE_ENGINES=f"docker={PLAIN_RUNTIME},gvisor=runsc")
     result = queue.completed("hello")
     assert (result["engine"], result["runtime"], result["fallback"]) == ("gvisor", "runsc", False)
 
