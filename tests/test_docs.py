@@ -46,7 +46,7 @@ def test_every_control_of_the_self_test_is_explained():
 
 
 @pytest.mark.parametrize(
-    "page", ["api.md", "architecture.md", "operations.md", "reliability.md", "runbook.md", "security.md"]
+    "page", ["api.md", "architecture.md", "engines.md", "operations.md", "reliability.md", "runbook.md", "security.md"]
 )
 def test_every_setting_and_command_that_a_page_names_exists(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
