@@ -21,7 +21,7 @@ pivot_root . old
 umount -l /old
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 
-podman_service() { podman --cgroup-manager=cgroupfs "$@" system service --time=0 unix:///shared/engine.sock; }
+podman_service() { podman --cgroup-manager=cgroupfs system service --time=0 unix:///shared/engine.sock; }
 
 case $engine in
   docker | crun)
@@ -29,7 +29,10 @@ case $engine in
       --exec-root /run/docker --pidfile /run/docker.pid --bridge=none --iptables=false --ip6tables=false
     ;;
   podman) podman_service ;;
-  podman-runsc) podman_service --runtime /usr/local/bin/runsc-sandbox ;;
+  podman-runsc)
+    printf '[engine]\nruntime = "runsc"\n[engine.runtimes]\nrunsc = ["/usr/local/bin/runsc-sandbox"]\n' >/run/runsc.conf
+    CONTAINERS_CONF_OVERRIDE=/run/runsc.conf podman_service
+    ;;
   rootless)
     id evaluator >/dev/null 2>&1 || useradd --create-home --uid 4242 evaluator
     mkdir -p /run/user/4242

@@ -120,7 +120,7 @@ def test_the_queue_is_told_what_this_worker_runs(queue, start_worker):
 
 def test_an_engine_that_does_not_work_is_replaced_and_said(queue, start_worker):
     queue.push(HELLO | {"engine": "gvisor"})
-    worker = start_worker(CRUCIBLE_ENGINES="docker=runc,gvisor=no-such-runtime")
+    worker = start_worker(CRUCIBLE_ENGINES=f"docker={PLAIN_RUNTIME},gvisor=no-such-runtime")
     result = queue.completed("hello")
     assert (result["engine"], result["requested_engine"], result["fallback"]) == ("docker", "gvisor", True)
     line = worker.event("engine_fallback", eval_id="hello")
@@ -132,7 +132,9 @@ def test_an_engine_that_does_not_work_is_replaced_and_said(queue, start_worker):
 
 def test_without_fallback_such_a_task_fails(queue, start_worker):
     queue.push(HELLO | {"engine": "gvisor"}, HELLO | {"eval_id": "next"})
-    worker = start_worker(CRUCIBLE_ENGINES="docker=runc,gvisor=no-such-runtime", CRUCIBLE_ENGINE_FALLBACK="never")
+    worker = start_worker(
+        CRUCIBLE_ENGINES=f"docker={PLAIN_RUNTIME},gvisor=no-such-runtime", CRUCIBLE_ENGINE_FALLBACK="never"
+    )
     assert queue.failed("hello").startswith("engine_unavailable: ")
     assert worker.event("task_failed")["reason"] == "engine_unavailable"
     queue.completed("next")
