@@ -153,26 +153,13 @@ stage() {
 }
 
 # canonical FROM TO: the same zip, sorted, with one time and one mode. shiv 1.0.8 keeps the order and the modes in
-# which its own files happen to be installed. The head goes first into the archive's __main__.py, ahead of shiv.
+# which its own files happen to be installed. What runs first is launch.py; unpack.py calls shiv.
 canonical() {
   "$tools/bin/python" - "$1" "$2" <<'EOF'
 import os
+import pathlib
 import sys
 import zipfile
-
-HEAD = b"""\
-import os, sys
-if sys.version_info < (3, 11):
-    sys.stderr.write("crucible-worker needs Python 3.11 or newer, and this is %d.%d. "
-                     "Start it with a newer python3.\\n" % sys.version_info[:2])
-    sys.exit(64)
-if not os.environ.get("SHIV_ROOT"):
-    _home = os.path.expanduser("~")
-    if not os.access(os.path.join(_home, ".shiv"), os.R_OK) and not (_home != "~" and os.access(_home, os.W_OK)):
-        sys.stderr.write("crucible-worker cannot unpack itself: the home folder %s is not writable. "
-                         "Set SHIV_ROOT to a folder that only this user can write.\\n" % _home)
-        sys.exit(64)
-"""
 
 
 def entry(name):
@@ -183,13 +170,14 @@ def entry(name):
     return info
 
 
+OURS = {"__main__.py": "crucible_worker/launch.py", "_unpack.py": "crucible_worker/unpack.py"}
 source, target = sys.argv[1:]
 with zipfile.ZipFile(source) as old, open(target, "wb") as out:
     out.write(b"#!/usr/bin/env python3\n")
     with zipfile.ZipFile(out, "w") as new:
-        for name in sorted(name for name in old.namelist() if not name.endswith("/")):
-            head = HEAD if name == "__main__.py" else b""
-            new.writestr(entry(name), head + old.read(name), compresslevel=9)
+        for name in sorted({name for name in old.namelist() if not name.endswith("/")} | OURS.keys()):
+            data = pathlib.Path(OURS[name]).read_bytes() if name in OURS else old.read(name)
+            new.writestr(entry(name), data, compresslevel=9)
 os.chmod(target, 0o755)
 EOF
 }

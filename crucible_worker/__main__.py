@@ -1,19 +1,13 @@
-"""The entry point. Stays importable on old Pythons, so that they get a sentence and not a traceback."""
+"""The entry point."""
 
 import sys
+from typing import NoReturn
+
+from crucible_worker.cli.main import main as run
 
 
-def main() -> None:
-    """Refuse a Python that is too old, then run the command line."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - the interpreter is the host's, not the one pip chose
-        sys.stderr.write(
-            "crucible-worker needs Python 3.11 or newer, and this is {}.{}. Start it with a newer python3.\n".format(
-                *sys.version_info[:2]
-            )
-        )
-        sys.exit(64)
-    from crucible_worker.cli.main import main as run
-
+def main() -> NoReturn:
+    """Run the command line and end the process with its exit code."""
     sys.exit(run(sys.argv[1:]))
 
 

@@ -46,6 +46,8 @@ def unpacked(program: str, package: Path) -> Finding:
     """Where the archive has unpacked itself: code that another user may write is another user's code."""
     if not program.endswith(".pyz"):
         return passed(f"runs from {package}, unpacks nothing")
+    if not package.is_dir():
+        return passed("nothing can be written: it runs packed, and starts slower")
     for folder in (package, *package.parents):
         about = folder.stat()
         others = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not about.st_mode & stat.S_ISVTX
