@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import pytest
+from engine_under_test import DOCKER_HOST, PLAIN_RUNTIME
 from test_mutations import MUTATIONS
 from worker_process import clean_environment
 
@@ -106,11 +107,22 @@ def test_an_engine_that_does_not_do_as_asked_shows(examine, monkeypatch):
     }
 
 
+@pytest.fixture
+def environment(sandbox_image):
+    """Of a worker that is to use the engine under test."""
+    return clean_environment() | {
+        "DOCKER_HOST": DOCKER_HOST,
+        "CRUCIBLE_ENGINES": f"docker={PLAIN_RUNTIME},gvisor=runsc",
+        "CRUCIBLE_LANGUAGES": f"python={sandbox_image}",
+        "API_KEY": "k" * 20,
+    }
+
+
 @pytest.mark.engine
-def test_the_command_shows_a_table_and_says_how_each_was_checked(sandbox_image, engine_runtime):
+def test_the_command_shows_a_table_and_says_how_each_was_checked(environment, engine_runtime):
+    engine_runtime("runc")
     engine_runtime("runsc")
     command = [sys.executable, "-m", "crucible_worker", "doctor", "--sandbox"]
-    environment = clean_environment() | {"CRUCIBLE_LANGUAGES": f"python={sandbox_image}", "API_KEY": "k" * 20}
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (told.returncode, told.stderr) == (0, "")
     header, *rows = told.stdout.splitlines()
@@ -124,18 +136,10 @@ def test_the_command_shows_a_table_and_says_how_each_was_checked(sandbox_image, 
 
 
 @pytest.mark.engine
-def test_an_engine_that_cannot_be_had_does_not_hold(sandbox_image):
+def test_an_engine_that_cannot_be_had_does_not_hold(environment, plain_runtime):
     """What is configured is what is to be trusted."""
-    command = [
-        sys.executable,
-        "-m",
-        "crucible_worker",
-        "doctor",
-        "--sandbox",
-        "--engines",
-        "docker=runc,other=none-such",
-    ]
-    environment = clean_environment() | {"CRUCIBLE_LANGUAGES": f"python={sandbox_image}"}
+    engines = f"docker={plain_runtime},other=none-such"
+    command = [sys.executable, "-m", "crucible_worker", "doctor", "--sandbox", "--engines", engines]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (told.returncode, told.stderr) == (1, "")
     assert "\nFAIL other, a sandbox as asked for: " in told.stdout
