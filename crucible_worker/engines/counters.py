@@ -60,6 +60,6 @@ class Meter:
 
     @property
     def cpu_ms(self) -> float | None:
-        """CPU time since the start of the code, in milliseconds."""
+        """CPU time since the start of the code, in milliseconds; None where no later reading has counted any."""
         before, now = self._before.cpu_ns, self.counters.cpu_ns
-        return None if before is None or now is None else round((now - before) / 1e6, 1)
+        return None if before is None or now is None else round((now - before) / 1e6, 1) or None

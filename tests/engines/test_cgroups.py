@@ -223,6 +223,13 @@ def test_a_later_reading_that_lacks_some_takes_nothing_away():
     assert meter.counters == Counters(9, 6, 1, 2, 3)
 
 
+def test_a_source_that_was_last_read_at_the_start_does_not_know_the_cost():
+    meter = Meter(lambda: Counters(cpu_ns=5_000_000))
+    meter.start()
+    meter.take()
+    assert meter.cpu_ms is None
+
+
 def test_the_daemons_word_on_a_sandbox_that_has_ended_is_unknown():
     ended = {"cpu_stats": {"cpu_usage": {"total_usage": 0}}, "memory_stats": {}}
     assert of_stats(ended) == of_stats({}) == Counters()
@@ -240,7 +247,7 @@ def test_what_outlives_its_sandbox_is_killed(daemon, engine_runtime):
         folders = [place.tree.hierarchy(controller) / place.tree.path(place.name) for controller in ("pids", "memory")]
         process = subprocess.Popen(["sleep", "1000"])
         for folder in folders:
-            (folder / "below").mkdir(exist_ok=True)
+            (folder / "below").mkdir(parents=True, exist_ok=True)  # systemd makes them with the sandbox
             (folder / "below" / "cgroup.procs").write_text(str(process.pid))
     assert process.wait(10) == -signal.SIGKILL
     assert [folder for folder in folders if folder.exists()] == []
