@@ -28,7 +28,8 @@ Usage: ./build.sh [COMMAND] [ARGUMENTS]
   test [PYTEST ARGS]   build it and run all tests, on Docker and gVisor
   matrix ENGINE [PYTEST ARGS]
                        run the engine tests on another engine, made of Debian sid: docker, crun, podman, podman-runsc,
-                       rootless; takes up to ten minutes, and root
+                       rootless; or on Debian 12's Docker in a machine with cgroup version 2 alone and systemd:
+                       cgroup2, cgroup2-cgroupfs; takes ten minutes to an hour, and root
   bench [ARGUMENTS]    compare sandboxes side by side and write bench/RESULTS.md; takes a quarter of an hour
   release              make dist/crucible-worker-VERSION.tar, all that a host without a network needs
   lint                 ruff, mypy and shellcheck
@@ -440,7 +441,7 @@ EOF
 
 # Engines that this host does not have, each in a mount namespace of its own, beside the one that it has.
 matrix() {
-  [[ $# != 0 ]] || give_up 64 "matrix needs an engine: docker, crun, podman, podman-runsc or rootless"
+  [[ $# != 0 ]] || give_up 64 "matrix needs an engine: docker, crun, podman, podman-runsc, rootless, cgroup2 or cgroup2-cgroupfs"
   [[ $EUID == 0 ]] || give_up 69 "matrix needs root: it starts engines in mount namespaces of their own"
   need_python
   dev_environment

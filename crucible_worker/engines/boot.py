@@ -30,7 +30,7 @@ PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 4, 22, 2  # linux/prctl.h
 ALLOW, REFUSE, ABSENT = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38
 LOAD, IF_EQUAL, IF_AT_LEAST, IF_ANY, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h
 NEW_NAMESPACES = 0x7E020000  # CLONE_NEW... (linux/sched.h)
-AF_VSOCK = 40
+AF_ALG, AF_VSOCK = 38, 40  # linux/socket.h: the kernel's ciphers, a hypervisor
 CLONE3 = 435
 # io_uring, and what mounts in other ways than mount(2)
 REFUSED = (425, 426, 427, 428, 429, 430, 431, 432, 433, 442)
@@ -106,7 +106,7 @@ def system_call_filter(machine: str) -> bytes:
     # Of clone() the first argument counts, of socket() too.
     refused += [(IF_EQUAL, 0, 4, clone), (LOAD, 0, 0, 16), (IF_ANY, 0, 1, NEW_NAMESPACES), (RETURN, 0, 0, REFUSE)]
     refused += [(RETURN, 0, 0, ALLOW), (IF_EQUAL, 1, 0, socket), (RETURN, 0, 0, ALLOW), (LOAD, 0, 0, 16)]
-    refused += [(IF_EQUAL, 0, 1, AF_VSOCK), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]
+    refused += [(IF_EQUAL, 1, 0, AF_ALG), (IF_EQUAL, 0, 1, AF_VSOCK), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in refused)
 
 

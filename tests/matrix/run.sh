@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the engine tests on another engine than this host's, made of Debian sid. docs/engines.md says more.
-# Usage: run.sh PYTHON ENGINE [PYTEST ARGUMENTS]; ENGINE is docker, crun, podman, podman-runsc or rootless.
+# Usage: run.sh PYTHON ENGINE [PYTEST ARGUMENTS]; ENGINE is docker, crun, podman, podman-runsc, rootless,
+# cgroup2 or cgroup2-cgroupfs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=$1 engine=$2
@@ -22,10 +23,10 @@ finish() {
 }
 trap finish EXIT
 
-if [[ ! -e $root/usr/bin/podman ]]; then
+if [[ ! -e $root/usr/bin/podman || ! -e $root/usr/bin/linux.uml ]]; then
   say "making a Debian sid in $root; this takes some minutes"
   rm -rf "$root"
-  packages=docker.io,podman,crun,runc,conmon,uidmap,passt,fuse-overlayfs,ca-certificates
+  packages=docker.io,podman,crun,runc,conmon,uidmap,passt,fuse-overlayfs,ca-certificates,user-mode-linux
   debootstrap --variant=minbase --include="$packages" sid "$root" >"$shared/debootstrap.log"
 fi
 # Debian sid's own runsc of July 2024 is built with a Go that it does not fit: it panics in every other sandbox.
@@ -37,11 +38,15 @@ cat >"$shared/daemon.json" <<'JSON'
 JSON
 
 case $engine in
+  cgroup2 | cgroup2-cgroupfs)
+    tests/matrix/machine.sh "$python" "$root" "$engine" "$@"
+    exit
+    ;;
   docker) runtime=runc ;;
   crun | podman | rootless) runtime=crun ;;
   podman-runsc) runtime=runc ;; # which it does not have, so that only gVisor is tested
   *)
-    say "no engine is called '$engine'; there are docker, crun, podman, podman-runsc and rootless"
+    say "no engine is called '$engine'; there are docker, crun, podman, podman-runsc, rootless, cgroup2 and cgroup2-cgroupfs"
     exit 64
     ;;
 esac

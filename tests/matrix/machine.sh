@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Boots a Debian 12 of its own, with systemd and cgroup version 2 alone, and runs the engine tests in it. Its kernel is
+# Linux compiled to run as a process (user-mode Linux), so that the host needs no virtualisation.
+# Usage: machine.sh PYTHON SID ENGINE [PYTEST ARGUMENTS]; SID is a Debian sid that has user-mode-linux.
+set -euo pipefail
+python=$1 sid=$2 engine=$3
+shift 3
+
+root=${MACHINE_ROOT:-$PWD/build/machine-root}
+shared=$(mktemp -d /tmp/cw-machine-XXXXXX)
+trap 'rm -rf "$shared"' EXIT
+
+say() { printf '%s\n' "matrix: $*" >&2; }
+
+if [[ ! -e $root/usr/bin/podman ]]; then
+  say "making a Debian 12 with systemd in $root"
+  rm -rf "$root"
+  packages=systemd,systemd-sysv,libpam-systemd,dbus,dbus-user-session,kmod,procps,python3,docker.io,iptables,podman,crun
+  packages+=,uidmap,slirp4netns,fuse-overlayfs,rootlesskit,redis-server,openssl,openssh-client,faketime,nodejs,tcc
+  packages+=,libc6-dev,busybox-static,docker-registry,zsh
+  debootstrap --variant=minbase --include="$packages" bookworm "$root" >"$shared/debootstrap.log"
+fi
+
+# What the host's own Python and the tree are in, each in the same place there.
+folders=$(printf '%s\n' "$PWD" "$("$python" -c 'import sys; print(sys.prefix, sys.base_prefix, sep="\n")')" |
+  grep -vx /usr | sort -u)
+printf '%s\n' "$folders" >"$shared/folders"
+printf '%q ' cd "$PWD" >"$shared/command"
+printf '\nexec ' >>"$shared/command"
+printf '%q ' bash tests/matrix/guest.sh "$python" "$engine" "$@" >>"$shared/command"
+
+rm -rf "$root"/lib/modules
+mkdir -p "$root/lib/modules" "$root/host"
+cp -R "$sid"/usr/lib/uml/modules/. "$root/lib/modules/"
+for unit in docker.service docker.socket containerd.service redis-server.service docker-registry.service; do
+  ln -sf /dev/null "$root/etc/systemd/system/$unit"
+done
+cat >"$root/etc/systemd/system/tests.service" <<UNIT
+[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+ExecStart=/bin/mount -t hostfs -o /host none /host
+ExecStart=/bin/bash -c 'while read -r folder; do mkdir -p \$folder && mount --bind /host\$folder \$folder; done </host$shared/folders'
+ExecStart=/bin/bash -c 'bash /host$shared/command >/host$shared/output 2>&1; echo \$? >/host$shared/status'
+ExecStopPost=/sbin/poweroff
+UNIT
+mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+ln -sf ../tests.service "$root/etc/systemd/system/multi-user.target.wants/tests.service"
+mke2fs -q -t ext4 -d "$root" "$shared/disk" 8G >/dev/null
+
+# The kernel wants sid's libc, and the host's files at /host.
+: >"$shared/output"
+tail -n +1 -f "$shared/output" &
+# shellcheck disable=SC2016 # expanded in there
+unshare --mount --propagation private bash -c '
+  mkdir -p "$0/host" && mount --rbind / "$0/host" && mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev"
+  exec chroot "$0" env TMPDIR=/dev/shm /usr/bin/linux.uml mem=4G root=/dev/ubda rw "ubd0=/host$1/disk" con=null con0=null,fd:1
+' "$sid" "$shared" >"$shared/console" 2>&1 </dev/null || true
+sleep 1 # tail has the last of it by then
+kill %1
+if [[ ! -e $shared/status ]]; then
+  tail -n 20 "$shared/console" >&2
+  say "the machine has ended without a result"
+  exit 69
+fi
+exit "$(<"$shared/status")"
