@@ -198,3 +198,13 @@ def test_ten_megabytes_of_code(sandbox):
     run = sandbox(code)
     assert int(run.stdout.data) == len(code)
     assert b"line 4, in <module>" in run.stderr.data
+
+
+@pytest.mark.parametrize("runtime", ["runc"], indirect=True)
+def test_the_filter_refuses_sockets_to_the_kernels_ciphers_and_to_a_hypervisor(sandbox):
+    """EPERM is the filter's word; a kernel without them says EAFNOSUPPORT."""
+    code = (
+        "import socket\nfor family in (38, 40):\n"
+        "    try: socket.socket(family, 5)\n    except OSError as error: print(error.errno)"
+    )
+    assert sandbox(code).stdout.data == b"1\n1\n"
