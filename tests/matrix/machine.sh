@@ -12,13 +12,17 @@ trap 'rm -rf "$shared"' EXIT
 
 say() { printf '%s\n' "matrix: $*" >&2; }
 
-if [[ ! -e $root/usr/bin/podman ]]; then
+if [[ ! -e $root ]]; then
   say "making a Debian 12 with systemd in $root"
-  rm -rf "$root"
-  packages=systemd,systemd-sysv,libpam-systemd,dbus,dbus-user-session,kmod,procps,python3,docker.io,iptables,podman,crun
-  packages+=,uidmap,slirp4netns,fuse-overlayfs,rootlesskit,redis-server,openssl,openssh-client,faketime,nodejs,tcc
-  packages+=,libc6-dev,busybox-static,docker-registry,zsh
-  debootstrap --variant=minbase --include="$packages" bookworm "$root" >"$shared/debootstrap.log"
+  rm -rf "$root.part"
+  packages=systemd,systemd-sysv,dbus,kmod,procps,python3,docker.io,iptables,redis-server,openssl,faketime,nodejs,tcc
+  packages+=,libc6-dev,busybox-static,docker-registry
+  if ! debootstrap --variant=minbase --include="$packages" bookworm "$root.part" >"$shared/debootstrap.log"; then
+    tail -n 5 "$shared/debootstrap.log" >&2
+    say "debootstrap failed"
+    exit 69
+  fi
+  mv "$root.part" "$root"
 fi
 
 # What the host's own Python and the tree are in, each in the same place there.
