@@ -29,7 +29,8 @@ Usage: ./build.sh [COMMAND] [ARGUMENTS]
   matrix ENGINE [PYTEST ARGS]
                        run the engine tests on another engine, made of Debian sid: docker, crun, podman, podman-runsc,
                        rootless; or on Debian 12's Docker in a machine with cgroup version 2 alone and systemd:
-                       cgroup2, cgroup2-cgroupfs; takes ten minutes to an hour, and root
+                       cgroup2, cgroup2-cgroupfs; units tests the systemd units there; takes five minutes to an
+                       hour, and root
   bench [ARGUMENTS]    compare sandboxes side by side and write bench/RESULTS.md; takes a quarter of an hour
   release              make dist/crucible-worker-VERSION.tar, all that a host without a network needs
   lint                 ruff, mypy and shellcheck
@@ -441,9 +442,9 @@ EOF
 
 # Engines that this host does not have, each in a mount namespace of its own, beside the one that it has.
 matrix() {
-  [[ $# != 0 ]] || give_up 64 "matrix needs an engine: docker, crun, podman, podman-runsc, rootless, cgroup2 or cgroup2-cgroupfs"
+  [[ $# != 0 ]] || give_up 64 "matrix needs an engine: docker, crun, podman, podman-runsc, rootless, cgroup2, cgroup2-cgroupfs or units"
   [[ $EUID == 0 ]] || give_up 69 "matrix needs root: it starts engines in mount namespaces of their own"
-  need_python
+  build
   dev_environment
   command -v runsc >/dev/null || install "the engines get this host's gVisor" runsc
   has_all debootstrap curl || install "other engines are made of Debian packages" debootstrap curl

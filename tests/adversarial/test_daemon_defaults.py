@@ -33,6 +33,7 @@ LOOSE = {
     "no-new-privileges": False,
     "log-driver": "json-file",
     "cgroup-parent": "/crucible-elsewhere",
+    "exec-opts": ["native.cgroupdriver=cgroupfs"],  # systemd's takes slices only
     "dns": ["192.0.2.1"],
 }
 

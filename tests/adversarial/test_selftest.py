@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from engine_under_test import DOCKER_HOST, PLAIN_RUNTIME
-from test_mutations import MUTATIONS
+from test_mutations import MUTATIONS, weakens
 from worker_process import clean_environment
 
 from crucible_worker.doctor import outside, selftest
@@ -76,17 +76,18 @@ def test_every_mutation_is_one_of_the_adversarial_suite():
 
 @pytest.mark.parametrize("runtime", ["runc"], indirect=True)
 @pytest.mark.parametrize("mutation", SHOWN_BY)
-def test_a_weaker_sandbox_shows(examine, monkeypatch, mutation):
+def test_a_weaker_sandbox_shows(examine, daemon, monkeypatch, mutation):
+    mutate, _ = MUTATIONS[mutation]
     original = policy.container_config
 
     def weaker(**asked):
         config = original(**asked)
-        MUTATIONS[mutation][0](config)
+        mutate(config)
         return config
 
     monkeypatch.setattr(policy, "container_config", weaker)
     monkeypatch.setattr(Maker, "_verify", lambda *_: "")
-    assert SHOWN_BY[mutation] in examine()
+    assert (SHOWN_BY[mutation] in examine()) == weakens(daemon, mutate)
 
 
 def test_where_the_host_shows_nothing_the_inside_is_judged_alone(sandbox, monkeypatch, tmp_path):

@@ -2,7 +2,7 @@
 # Runs as root in the machine of machine.sh: starts an engine there, and the tests on it.
 # Usage: guest.sh PYTHON ENGINE [PYTEST ARGUMENTS]
 set -euo pipefail
-python=$1 engine=$2
+python=$1 engine=$2 image=$1
 shift 2
 export HOME=/root PYTHONDONTWRITEBYTECODE=1
 
@@ -14,11 +14,18 @@ docker_with() {
   systemctl start docker
 }
 
+tests="tests/engines tests/adversarial tests/worker"
 case $engine in
   cgroup2) docker_with systemd ;;
   cgroup2-cgroupfs) docker_with cgroupfs ;;
+  units)
+    docker_with systemd
+    image=/usr/bin/python3
+    tests=tests/matrix/units.py
+    ;;
 esac
 
-[[ $# != 0 ]] || set -- tests/engines tests/adversarial tests/worker
-"$python" -I dist/crucible-worker.pyz image build >/dev/null
+"$image" -I dist/crucible-worker.pyz image build >/dev/null
+# shellcheck disable=SC2086 # several words
+[[ $# != 0 ]] || set -- $tests
 exec "$python" -m pytest -q -p no:cacheprovider "$@"

@@ -12,16 +12,25 @@ trap 'rm -rf "$shared"' EXIT
 
 say() { printf '%s\n' "matrix: $*" >&2; }
 
-if [[ ! -e $root ]]; then
+packages="systemd systemd-sysv dbus dbus-user-session libpam-systemd kmod procps python3 docker.io iptables redis-server"
+packages+=" openssl faketime nodejs node-cjs-module-lexer tcc libc6-dev busybox-static docker-registry docker-compose"
+packages+=" podman crun uidmap slirp4netns rootlesskit fuse-overlayfs"
+# Two machines of one root at once would meet in it.
+exec {lock}>"$root.lock"
+flock "$lock"
+if [[ $(cat "$root/packages" 2>/dev/null) != "$packages" ]]; then
   say "making a Debian 12 with systemd in $root"
-  rm -rf "$root.part"
-  packages=systemd,systemd-sysv,dbus,kmod,procps,python3,docker.io,iptables,redis-server,openssl,faketime,nodejs,tcc
-  packages+=,libc6-dev,busybox-static,docker-registry
-  if ! debootstrap --variant=minbase --include="$packages" bookworm "$root.part" >"$shared/debootstrap.log"; then
-    tail -n 5 "$shared/debootstrap.log" >&2
-    say "debootstrap failed"
+  rm -rf "$root" "$root.part"
+  # In two steps: debootstrap alone cannot configure podman.
+  if ! { debootstrap --variant=minbase bookworm "$root.part" &&
+    DEBIAN_FRONTEND=noninteractive chroot "$root.part" bash -c \
+      "apt-get update && apt-get install --yes --no-install-recommends $packages && apt-get clean"; } \
+    >"$shared/make.log" 2>&1; then
+    tail -n 5 "$shared/make.log" >&2
+    say "that has failed"
     exit 69
   fi
+  printf '%s' "$packages" >"$root.part/packages"
   mv "$root.part" "$root"
 fi
 
@@ -52,6 +61,7 @@ UNIT
 mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
 ln -sf ../tests.service "$root/etc/systemd/system/multi-user.target.wants/tests.service"
 mke2fs -q -t ext4 -d "$root" "$shared/disk" 8G >/dev/null
+exec {lock}>&-
 
 # The kernel wants sid's libc, and the host's files at /host.
 : >"$shared/output"
