@@ -20,7 +20,7 @@ svg{--ground:#fff;--edge:#d0d7de;--bar:#f6f8fa;--text:#1f2328;--dim:#59636e;--go
 @media(prefers-color-scheme:dark){svg{--ground:#0d1117;--edge:#3d444d;--bar:#151b23;--text:#f0f6fc;--dim:#9198a1;\
 --good:#3fb950;--bad:#ff7b72;--late:#d29922}}
 .window{fill:var(--ground);stroke:var(--edge)}.bar{fill:var(--bar);stroke:var(--edge)}.button{fill:var(--edge)}
-text{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:var(--text)}
+text{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:var(--text);white-space:pre}
 .dim{fill:var(--dim)}.completed{fill:var(--good)}.failed{fill:var(--bad)}.timeout{fill:var(--late)}.b{font-weight:600}
 @keyframes wait{from{visibility:hidden}to{visibility:hidden}}
 @media(prefers-reduced-motion:no-preference){.line{animation:wait 1ms backwards}}
@@ -62,7 +62,7 @@ def drawing(lines: list[tuple[float, str]]) -> str:
     title = f"{COMMAND_LINE}, as it ran"
     text = "\n".join(line for _, line in lines)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" xml:space="preserve"',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"',
         ' role="img" aria-labelledby="t d">',
         f'<title id="t">{title}</title><desc id="d">{escape(text, quote=False)}</desc><style>{STYLE}</style>',
         f'<rect class="window" x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',

@@ -61,6 +61,14 @@ def test_whoever_wants_no_motion_sees_all_of_it(browser):
     assert browser.evaluate("document.getAnimations().length") == 0
 
 
+def test_its_columns_stand(browser):
+    browser.open(PICTURE.as_uri())
+    statuses = "[...document.querySelectorAll('.completed, .failed, .timeout')]"
+    places = browser.evaluate(f"{statuses}.map(s => s.getStartPositionOfChar(0).x)")
+    assert len(places) == 10
+    assert max(places) - min(places) < 1
+
+
 def test_nothing_sticks_out_of_the_window_and_it_is_dark_in_the_dark(browser):
     grounds = set()
     for scheme in ("light", "dark"):

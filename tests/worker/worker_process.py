@@ -31,15 +31,20 @@ def clean_environment() -> dict[str, str]:
 class WorkerProcess:
     """`run` with the given environment. Lines of the log are events to wait for."""
 
-    def __init__(self, environment: dict[str, str], program: Sequence[str] = ("-m", "crucible_worker")) -> None:
-        """`program` is what Python runs: the package of this tree, or a built file."""
+    def __init__(
+        self,
+        environment: dict[str, str],
+        program: Sequence[str] = ("-m", "crucible_worker"),
+        python: Sequence[str] = (sys.executable,),
+    ) -> None:
+        """`program` is what Python runs: the package of this tree, or a built file; `python` starts that Python."""
         self.lines: list[dict] = []
         self.noise: list[str] = []  # what was no log line
         self.raw: list[str] = []
         self._changed = threading.Condition()
         self._closed = False
         self.process = subprocess.Popen(
-            [sys.executable, *program, "run"],
+            [*python, *program, "run"],
             env=clean_environment() | environment,
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         )  # fmt: skip
