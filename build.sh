@@ -29,8 +29,8 @@ Usage: ./build.sh [COMMAND] [ARGUMENTS]
   matrix ENGINE [PYTEST ARGS]
                        run the engine tests on another engine, made of Debian sid: docker, crun, podman, podman-runsc,
                        rootless; or on Debian 12's Docker in a machine with cgroup version 2 alone and systemd:
-                       cgroup2, cgroup2-cgroupfs; units tests the systemd units there; takes five minutes to an
-                       hour, and root
+                       cgroup2, cgroup2-cgroupfs; units, rootless-docker and rootless-podman test the deployments
+                       of docs/operations.md there; takes five minutes to an hour, and root
   bench [ARGUMENTS]    compare sandboxes side by side and write bench/RESULTS.md; takes a quarter of an hour
   release              make dist/crucible-worker-VERSION.tar, all that a host without a network needs
   lint                 ruff, mypy and shellcheck
@@ -342,6 +342,9 @@ run_tests() {
   command -v chromium >/dev/null || install "the tests look at the status page" chromium fonts-dejavu-core
   command -v zsh >/dev/null || install "the tests complete commands in zsh" zsh
   command -v promtool >/dev/null || install "the tests check alert rules" prometheus
+  if ! command -v mmdebstrap >/dev/null; then
+    install "the tests run on Debian's newest Python" mmdebstrap debian-archive-keyring
+  fi
   command -v systemd-analyze >/dev/null || install "the tests check systemd units" systemd
   "$python" -I "$PYZ" image build
   gvisor_works || give_up 69 "a first sandbox on gVisor failed; 'runtimeArgs' of runsc in /etc/docker/daemon.json may need --network=none"
@@ -442,7 +445,7 @@ EOF
 
 # Engines that this host does not have, each in a mount namespace of its own, beside the one that it has.
 matrix() {
-  [[ $# != 0 ]] || give_up 64 "matrix needs an engine: docker, crun, podman, podman-runsc, rootless, cgroup2, cgroup2-cgroupfs or units"
+  [[ $# != 0 ]] || give_up 64 "matrix needs an engine: docker, crun, podman, podman-runsc, rootless, cgroup2, cgroup2-cgroupfs, units, rootless-docker or rootless-podman"
   [[ $EUID == 0 ]] || give_up 69 "matrix needs root: it starts engines in mount namespaces of their own"
   build
   dev_environment

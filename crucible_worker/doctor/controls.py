@@ -7,6 +7,7 @@ from typing import Any
 
 from crucible_worker.doctor.checks import Status
 from crucible_worker.doctor.outside import Outside
+from crucible_worker.engines import podman
 from crucible_worker.engines.policy import SUPERVISOR_OOM_SCORE
 from crucible_worker.model import Limits
 
@@ -35,12 +36,13 @@ FLAGS = frozenset({"nosuid", "nodev"})
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that was seen of one sandbox. `environment` are the variables that its image declares."""
+    """All that was seen of one sandbox, on Podman or not. `environment` are the variables that its image declares."""
 
     inside: Mapping[str, Any]
     outside: Outside
     limits: Limits
     environment: frozenset[str]
+    podman: bool
     secrets: frozenset[str]
     heard: bool  # somebody connected to what the host listens at
     left: tuple[str, ...]  # of the sandbox, afterwards
@@ -226,7 +228,8 @@ def _ulimits(seen: Seen) -> tuple[Side, Side]:
 
 
 def _mounts(seen: Seen) -> tuple[Side, Side]:
-    inside = [path for path in seen.inside["mounts"] if not path.startswith(KERNELS) and path not in MOUNTED]
+    known = MOUNTED | (podman.MOUNTS if seen.podman else frozenset())
+    inside = [path for path in seen.inside["mounts"] if not path.startswith(KERNELS) and path not in known]
     return inside, [f"{mount.get('Destination')} of the host" for mount in seen.outside.inspected.get("Mounts") or ()]
 
 
@@ -239,7 +242,8 @@ def _devices(seen: Seen) -> tuple[Side, Side]:
 
 
 def _environment(seen: Seen) -> tuple[Side, Side]:
-    inside = [name for name in seen.inside["environment"] if name not in ENVIRONMENT | seen.environment]
+    known = ENVIRONMENT | seen.environment | (podman.VARIABLES if seen.podman else frozenset())
+    inside = [name for name in seen.inside["environment"] if name not in known]
     told = json.dumps(seen.outside.inspected)
     return inside, _wrong([("a secret in its configuration", not any(secret in told for secret in seen.secrets))])
 

@@ -19,7 +19,7 @@ from crucible_worker.doctor.outside import Outside
 from crucible_worker.engines.cgroups import Cgroups
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.follow import Nobody
-from crucible_worker.engines.runtimes import unfit
+from crucible_worker.engines.runtimes import is_podman, unfit
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.errors import TaskError
@@ -134,7 +134,8 @@ def examine(
         words = f"the probe ended with {run.verdict.reason}: {run.stderr.data[-300:].decode('utf-8', 'replace')}"
         return [Control(STARTED, Status.FAIL, "inside", words)]
     # Such as a seccomp profile that neither a container's configuration nor its inside shows.
-    trouble = unfit(daemon.info(), runtime)
+    info = daemon.info()
+    trouble = unfit(info, runtime)
     return [
         Control(STARTED, Status.FAIL if trouble else Status.PASS, "outside", trouble or ""),
         *judge(
@@ -143,6 +144,7 @@ def examine(
                 outside=seen,
                 limits=small,
                 environment=_declared(daemon, language.image),
+                podman=is_podman(info),
                 secrets=secrets,
                 heard=heard,
                 left=_left(daemon, run.container_id, seen),

@@ -58,7 +58,9 @@ class Daemon:
     def info(self) -> Mapping[str, Any]:
         """The daemon's set-up (SystemInfo)."""
         with self._errors("ask for its set-up"):
-            return dict(self._client().info())
+            client = self._client()
+            found = dict(client.info())
+            return podman.set_up(found, self._native(client, "info")) if self._podman else found
 
     def create(self, name: str, config: Mapping[str, Any]) -> str:
         """Create a container and return its id. Raises TaskError (image_missing) where its image is not there."""
@@ -103,8 +105,7 @@ class Daemon:
                 found = dict(client.inspect_container(container))
                 if not self._podman:
                     return found
-                url = client._url("/v4.0.0/libpod/containers/{0}/json", container, versioned_api=False)  # noqa: SLF001
-                return podman.told(found, client._result(client._get(url), json=True))  # noqa: SLF001
+                return podman.told(found, self._native(client, f"containers/{container}/json"))
             except docker.errors.NotFound:
                 return None
 
@@ -217,6 +218,11 @@ class Daemon:
                 self._podman = podman.is_podman(client.version(api_version=False))
             self._local.client = client
         return client
+
+    def _native(self, client: Any, path: str) -> Mapping[str, Any]:  # noqa: ANN401 - docker-py has no types
+        """What Podman's own API says (libpod, 4.0)."""
+        url = client._url(f"/v4.0.0/libpod/{path}", versioned_api=False)  # noqa: SLF001
+        return dict(client._result(client._get(url), json=True))  # noqa: SLF001
 
     def _allowing(self, statuses: set[int], what: str, call: Callable[[Any], None]) -> None:
         import docker.errors

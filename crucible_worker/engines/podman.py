@@ -1,7 +1,8 @@
 """Podman's Docker-compatible socket: the same sandbox, asked for and told of in other words.
 
 It takes no owner for a tmpfs but the container's user, and adds two that are writable and executable to a read-only
-root. It never says that no capability is left, nor which OCI runtime is used; its own API does (libpod, 4.0).
+root. It never says that no capability is left, which OCI runtime is used, nor, with cgroup version 2, all that it can
+limit; its own API does (libpod, 4.0).
 """
 
 from collections.abc import Mapping
@@ -9,12 +10,28 @@ from typing import Any
 
 _OWNER, _OWNER_HERE = "uid=65534,gid=65534", "U"
 _ADDED = dict.fromkeys(("/run", "/var/tmp"), "rw,nosuid,nodev,noexec,size=4096,mode=0755")  # noqa: S108 - in the sandbox
+# What a sandbox has of Podman's own: those two, of one page, an empty file, and a word that says where it is.
+MOUNTS, VARIABLES = frozenset({*_ADDED, "/run/.containerenv"}), frozenset({"container"})
 _ITS_OWN = ",rprivate,tmpcopyup"
+# Where systemd has a container that names no cgroup above it: an ordinary user's, and root's.
+_PARENTS = ("user.slice", "machine.slice")
+_CONTROLLERS = {"MemoryLimit": "memory", "SwapLimit": "memory", "PidsLimit": "pids", "CpuCfsQuota": "cpu"}
 
 
 def is_podman(version: Mapping[str, Any]) -> bool:
     """Whether it is Podman that describes itself so (SystemVersion)."""
     return any(part.get("Name") == "Podman Engine" for part in version.get("Components") or ())
+
+
+def set_up(info: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine's set-up (SystemInfo) in Docker's words. `native` is Podman's own account of it.
+
+    With cgroup version 2 it can limit what it was given the controllers for; root gives an ordinary user some of them.
+    """
+    if str(info.get("CgroupVersion")) != "2":
+        return dict(info)
+    given = (native.get("host") or {}).get("cgroupControllers") or ()
+    return {**info, **{limit: controller in given for limit, controller in _CONTROLLERS.items()}}
 
 
 def asked(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,6 +50,8 @@ def told(inspected: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, A
         host["CapDrop"] = ["ALL"]
     for key in ("PidMode", "UTSMode"):
         host[key] = "" if host.get(key) == "private" else host.get(key)
+    if host.get("CgroupParent") in _PARENTS:
+        host["CgroupParent"] = ""
     limits = host.get("Ulimits") or []
     host["Ulimits"] = [{**limit, "Name": limit["Name"].removeprefix("RLIMIT_").lower()} for limit in limits]
     tmpfs = {path: _options(text) for path, text in (host.get("Tmpfs") or {}).items()}

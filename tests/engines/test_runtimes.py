@@ -88,6 +88,38 @@ def test_podmans_words_are_the_same_sandbox(size, may_exec):
     assert policy.violations(asked, podman.told(*as_podman_tells(asked))) == []
 
 
+def test_one_that_named_no_cgroup_is_in_systemds_own():
+    shown, native = as_podman_tells(config())
+    shown["HostConfig"]["CgroupParent"] = "user.slice"
+    assert policy.violations(config(), podman.told(shown, native)) == []
+    named = policy.container_config(
+        image="i", runtime="crun", limits=Limits(), labels={}, boot="", cgroup_parent="/crucible-ab_cd"
+    )
+    assert "CgroupParent is ''" in policy.violations(named, podman.told(shown, native))[0]
+
+
+@pytest.mark.parametrize(
+    ("controllers", "cannot"),
+    [
+        (["cpu", "io", "memory", "pids"], None),
+        (["memory", "pids"], "the daemon cannot limit CPU time"),
+        (["pids"], "the daemon cannot limit memory, swap, CPU time"),
+        ([], "the daemon cannot limit memory, swap, processes, CPU time"),
+    ],
+)
+def test_podman_limits_what_it_has_controllers_for(controllers, cannot):
+    """With cgroup version 2, whatever it says of limits on its compatible socket."""
+    shown = {
+        "BuildahVersion": "1", "CgroupVersion": "2", "Rootless": True, "MemoryLimit": True, "SwapLimit": False,
+        "CpuCfsQuota": False, "PidsLimit": True, "DefaultRuntime": "crun", "Runtimes": {"crun": {}},
+        "SecurityOptions": ["name=seccomp,profile=default"],
+    }  # fmt: skip
+    found = unfit(podman.set_up(shown, {"host": {"cgroupControllers": controllers}}), "crun")
+    assert found is cannot is None or found.startswith(cannot)
+    version1 = shown | {"CgroupVersion": "1"}
+    assert podman.set_up(version1, {"host": {"cgroupControllers": controllers}}) == version1
+
+
 def weaker(**host):
     shown, native = as_podman_tells(config())
     shown["HostConfig"] |= host

@@ -23,6 +23,12 @@ case $engine in
     image=/usr/bin/python3
     tests=tests/matrix/units.py
     ;;
+  rootless-*)
+    modprobe tun
+    chmod 0666 /dev/net/tun # as udev has it
+    export TEST_ENGINE=$engine
+    exec "$python" -m pytest -q -p no:cacheprovider "${@:-tests/matrix/rootless.py}"
+    ;;
 esac
 
 "$image" -I dist/crucible-worker.pyz image build >/dev/null

@@ -1,30 +1,33 @@
 #!/usr/bin/env bash
-# Boots a Debian 12 of its own, with systemd and cgroup version 2 alone, and runs the engine tests in it. Its kernel is
+# Boots a Debian of its own, with systemd and cgroup version 2 alone, and runs the engine tests in it. Its kernel is
 # Linux compiled to run as a process (user-mode Linux), so that the host needs no virtualisation.
 # Usage: machine.sh PYTHON SID ENGINE [PYTEST ARGUMENTS]; SID is a Debian sid that has user-mode-linux.
 set -euo pipefail
 python=$1 sid=$2 engine=$3
 shift 3
 
-root=${MACHINE_ROOT:-$PWD/build/machine-root}
+packages="systemd systemd-sysv dbus dbus-user-session libpam-systemd kmod procps python3 docker.io iptables"
+case $engine in
+  rootless-docker) suite=trixie packages+=" docker-cli rootlesskit uidmap slirp4netns iproute2" ;;
+  rootless-podman) suite=sid packages+=" podman crun uidmap passt" ;;
+  *) suite=bookworm packages+=" redis-server openssl faketime nodejs node-cjs-module-lexer tcc libc6-dev busybox-static docker-registry" ;;
+esac
+root=${MACHINE_ROOT:-$PWD/build/machine-root}-$suite
 shared=$(mktemp -d /tmp/cw-machine-XXXXXX)
 trap 'rm -rf "$shared"' EXIT
 
 say() { printf '%s\n' "matrix: $*" >&2; }
 
-packages="systemd systemd-sysv dbus dbus-user-session libpam-systemd kmod procps python3 docker.io iptables redis-server"
-packages+=" openssl faketime nodejs node-cjs-module-lexer tcc libc6-dev busybox-static docker-registry docker-compose"
-packages+=" podman crun uidmap slirp4netns rootlesskit fuse-overlayfs"
 # Two machines of one root at once would meet in it.
 exec {lock}>"$root.lock"
 flock "$lock"
 if [[ $(cat "$root/packages" 2>/dev/null) != "$packages" ]]; then
-  say "making a Debian 12 with systemd in $root"
+  say "making a Debian $suite with systemd in $root"
   rm -rf "$root" "$root.part"
-  # In two steps: debootstrap alone cannot configure podman.
-  if ! { debootstrap --variant=minbase bookworm "$root.part" &&
+  # In two steps: debootstrap alone cannot configure podman. A mirror may lag behind with sid.
+  if ! { debootstrap --variant=minbase "$suite" "$root.part" &&
     DEBIAN_FRONTEND=noninteractive chroot "$root.part" bash -c \
-      "apt-get update && apt-get install --yes --no-install-recommends $packages && apt-get clean"; } \
+      "apt-get -o Acquire::Check-Valid-Until=no update && apt-get install --yes --no-install-recommends $packages && apt-get clean"; } \
     >"$shared/make.log" 2>&1; then
     tail -n 5 "$shared/make.log" >&2
     say "that has failed"
@@ -53,6 +56,8 @@ cat >"$root/etc/systemd/system/tests.service" <<UNIT
 After=multi-user.target
 [Service]
 Type=oneshot
+# hostfs takes its options as they are, as mount(2) has them.
+Environment=LIBMOUNT_FORCE_MOUNT2=always
 ExecStart=/bin/mount -t hostfs -o /host none /host
 ExecStart=/bin/bash -c 'while read -r folder; do mkdir -p \$folder && mount --bind /host\$folder \$folder; done </host$shared/folders'
 ExecStart=/bin/bash -c 'bash /host$shared/command >/host$shared/output 2>&1; echo \$? >/host$shared/status'

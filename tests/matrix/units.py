@@ -1,119 +1,44 @@
 """The systemd units under a real systemd, on Debian's own Python. Run by `./build.sh matrix units`, in a machine."""
 
-import json
+import os
 import re
 import socket
 import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
+from installation import (
+    PATIENCE,
+    ROOT,
+    UNIT,
+    documented,
+    events,
+    installed,
+    log,
+    ready,
+    result,
+    sandboxes,
+    show,
+    start,
+    submit,
+    systemctl,
+    until,
+)  # fmt: skip
 
-ROOT = Path(__file__).parents[2]
-PYZ = Path("/opt/crucible/crucible-worker.pyz")
-UNIT = "crucible-worker.service"
 DROP_IN = Path(f"/run/systemd/system/{UNIT}.d/test.conf")
-PATIENCE = 90.0
-QUEUE = {"PATH": "/usr/bin:/bin", "QUEUE_SERVICE_URL": "http://queue:8081", "SHIV_ROOT": "/var/cache/submit"}
-T = TypeVar("T")
-
-
-def systemctl(*arguments: str) -> str:
-    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def show(name: str, unit: str = UNIT) -> str:
-    return systemctl("show", "--property", name, "--value", unit).strip()
-
-
-def until(what: str, found: Callable[[], T]) -> T:
-    """What `found` finds, once that is something."""
-    deadline = time.monotonic() + PATIENCE
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE:.0f} s\n{log()}"
-        time.sleep(0.1)
-    return value
-
-
-def log(unit: str = UNIT) -> str:
-    return subprocess.run(["journalctl", "-o", "cat", "-n", "60", "-u", unit], capture_output=True, text=True).stdout
-
-
-def events(name: str, unit: str = UNIT) -> list[dict]:
-    lines = subprocess.run(["journalctl", "-o", "cat", "-u", unit], capture_output=True, text=True).stdout.splitlines()
-    found = [json.loads(line) for line in lines if line.startswith("{")]
-    return [line for line in found if line.get("event") == name]
-
-
-def submit(code: str, *arguments: str) -> subprocess.Popen[str]:
-    """A task, and whoever waits for its RESULT."""
-    command = [PYZ, "submit", "-", "--wait", "--json", "--api-key-file", "/etc/crucible-worker/api-key", *arguments]
-    waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=QUEUE)
-    assert waiting.stdin is not None
-    waiting.stdin.write(code)
-    waiting.stdin.close()
-    waiting.stdin = None
-    return waiting
-
-
-def result(waiting: subprocess.Popen[str]) -> dict:
-    said, _ = waiting.communicate(timeout=PATIENCE)
-    return json.loads(said)
-
-
-def health(port: int = 8082) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
-def sandboxes(worker_id: str = socket.gethostname()) -> str:
-    command = ["docker", "ps", "--all", "--filter", f"label=crucible.worker={worker_id}"]
-    command += ["--format", "{{.ID}} {{.Labels}} {{.Status}}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def documented(heading: str) -> str:
-    """The first block of commands below a heading of docs/operations.md."""
-    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
-    return "\n".join(line[4:] for line in re.search(r"(?:^    .*\n)+", text, re.MULTILINE)[0].splitlines())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def installed(tmp_path_factory) -> Iterator[None]:
-    """A queue with a key, and the worker as docs/operations.md installs it."""
-    release = tmp_path_factory.mktemp("release")
-    (release / "key").write_text("a secret key")
-    (release / PYZ.name).write_bytes((ROOT / "dist" / PYZ.name).read_bytes())
-    (release / "deploy").symlink_to(ROOT / "deploy")
-    with Path("/etc/hosts").open("a", encoding="utf-8") as hosts:
-        hosts.write("127.0.0.1 queue\n")
-    queue = subprocess.Popen(
-        [sys.executable, "-I", release / PYZ.name, "queue", "--address", "127.0.0.1:8081"],
-        env={"API_KEY": "a secret key", "PATH": "/usr/bin:/bin", "SHIV_ROOT": str(release / "unpacked")},
-        stderr=subprocess.DEVNULL,
-    )
-    subprocess.run(["bash", "-ec", documented("### systemd")], cwd=release, check=True, timeout=PATIENCE)
-    yield
-    systemctl("stop", UNIT)
-    queue.terminate()
-    assert queue.wait(PATIENCE) == 0
+def installation(tmp_path_factory) -> Iterator[None]:
+    with installed(tmp_path_factory.mktemp("release"), documented("### systemd"), environ=os.environ):
+        yield
 
 
 @pytest.fixture
 def running() -> int:
     """The worker's process; it takes tasks."""
-    systemctl("start", UNIT)
-    until("the worker is not ready", health)
-    return int(show("MainPID"))
+    return start()
 
 
 @pytest.fixture
@@ -170,8 +95,7 @@ def test_a_stop_waits_for_the_running_task(running):
 def test_a_stop_may_take_longer_than_its_timeout(with_settings):
     """As long as the worker says that it needs the time."""
     with_settings("[Service]\nTimeoutStopSec=5\n")
-    systemctl("start", UNIT)
-    until("the worker is not ready", health)
+    start()
     waiting = submit("import time; time.sleep(15); print('done')")
     until("the task does not run", lambda: "1 of 1 slots busy" in show("StatusText"))
     systemctl("stop", UNIT)
@@ -190,14 +114,12 @@ def test_a_worker_that_was_killed_comes_back_and_follows_its_task(running):
 
 def test_one_that_hangs_is_ended_and_started_again(with_settings):
     with_settings("[Service]\nWatchdogSec=8\nTimeoutStopSec=8\n")
-    systemctl("start", UNIT)
-    until("the worker is not ready", health)
-    hanging = show("MainPID")
+    hanging = start()
     before = int(show("NRestarts"))
     systemctl("kill", "--kill-whom=main", "--signal=STOP", UNIT)
     until("it is not started again", lambda: int(show("NRestarts")) > before)
-    until("the worker is not ready", health)
-    assert show("MainPID") != hanging
+    until("the worker is not ready", ready)
+    assert int(show("MainPID")) != hanging
     assert "Watchdog timeout" in subprocess.run(["journalctl", "-u", UNIT], capture_output=True, text=True).stdout
 
 
@@ -214,7 +136,7 @@ def test_without_its_engine_it_stays_up_and_says_so(running):
     until("its status does not say so", lambda: "no engine works" in show("StatusText"))
     assert show("ActiveState") == "active"
     systemctl("start", "docker")
-    until("the worker is not ready", health)
+    until("the worker is not ready", ready)
     assert int(show("MainPID")) == running
 
 
@@ -228,7 +150,7 @@ def test_several_workers_on_one_host():
     systemctl("daemon-reload")
     systemctl("stop", UNIT)
     systemctl("start", *instances)
-    until("both workers are not ready", lambda: health(8083) and health(8084))
+    until("both workers are not ready", lambda: ready(8083) and ready(8084))
     waiting = [submit("import time; time.sleep(4)") for _ in range(3)]
     until("it has no slots of its own", lambda: "2 of 2 slots busy" in show("StatusText", instances[1]))
     until("the other one does nothing", lambda: "1 of 1 slots busy" in show("StatusText", instances[0]))
