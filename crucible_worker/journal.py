@@ -31,15 +31,20 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something to say: `kind` is what, `body` a JSON document. `answer` is why it was refused, of a dead letter."""
+    """Something to say: `kind` is what, `document` JSON. `answer` is why it was refused, of a dead letter."""
 
     id: int
     kind: str
     eval_id: str
-    body: Any
+    document: bytes
     lane: str = RESULTS
     at: float = 0.0
     answer: str | None = None
+
+    @property
+    def body(self) -> Any:  # noqa: ANN401 - JSON values
+        """What the document says."""
+        return json.loads(self.document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +164,9 @@ class Journal:
         """One thing to say, or None if it has gone."""
         with self._reading() as db:
             row = db.execute(
-                "SELECT id, kind, eval_id, body, lane, at, answer FROM outbox WHERE id = ?", (entry_id,)
+                "SELECT id, kind, eval_id, CAST(body AS BLOB), lane, at, answer FROM outbox WHERE id = ?", (entry_id,)
             ).fetchone()
-        return Entry(row[0], row[1], json.loads(row[2]), json.loads(row[3]), *row[4:]) if row else None
+        return Entry(row[0], row[1], json.loads(row[2]), *row[3:]) if row else None
 
     def done(self, entry_id: int) -> None:
         """Forget what has been said."""

@@ -199,11 +199,11 @@ class HttpTransport:
         headers: Mapping[str, str] | None = None,
         deadline: float = 30.0,
     ) -> Response:
-        """Send one request and read its whole answer within `deadline` seconds.
+        """Send one request and read its whole answer within `deadline` seconds. `json` in bytes is sent as it is.
 
         Raises RetryError for whatever keeps the peer from answering completely: names, connections, TLS, time.
         """
-        body = None if json is None else jsonlib.dumps(json).encode()
+        body = json if json is None or isinstance(json, bytes) else jsonlib.dumps(json).encode()
         sent = {"User-Agent": f"crucible-worker/{__version__}", "Accept": "application/json"}
         if body is not None:
             sent["Content-Type"] = "application/json"

@@ -55,7 +55,7 @@ class Deliveries:
         self.events = Delivery(journal, EVENTS, self._post_event, self._event_outcome)
 
     def _post_result(self, entry: Entry) -> None:
-        self._queue.settle(entry.kind, entry.eval_id, entry.body)
+        self._queue.settle(entry.kind, entry.eval_id, entry.document)
 
     def _result_outcome(self, entry: Entry, outcome: Outcome, words: str) -> None:
         self._metrics.delivered(outcome)

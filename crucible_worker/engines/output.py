@@ -10,7 +10,6 @@ from crucible_worker.model import Captured
 
 STDOUT, STDERR = 1, 2
 _SECRET = 16
-_SLACK = 1 << 16  # of what is dropped soon, for moving the rest to be rare
 _PREFIX = 1 + 1 + _SECRET
 _TRAILER = _SECRET + 2
 
@@ -47,26 +46,32 @@ class Capture:
     def __init__(self, limit: int) -> None:
         self._half = max(limit // 2, 1)
         self._head = bytearray()
-        self._tail = bytearray()
+        self._tail = bytearray()  # once it is full, a ring
+        self._oldest = 0
         self.total = 0
 
     def add(self, data: bytes | memoryview) -> None:
         """Take in the next bytes of the stream."""
         self.total += len(data)
-        room = self._half - len(self._head)
-        if room > 0:
-            self._head += data[:room]
-            data = data[room:]
-        self._tail += data[-self._half :]
-        if len(self._tail) > self._half + min(self._half, _SLACK):
-            del self._tail[: -self._half]
+        for half in (self._head, self._tail):
+            room = self._half - len(half)
+            if room > 0:
+                half.extend(data[:room])
+                data = data[room:]
+        data = data[-self._half :]
+        while data:
+            piece = data[: self._half - self._oldest]
+            end = self._oldest + len(piece)
+            self._tail[self._oldest : end] = piece
+            self._oldest = end % self._half
+            data = data[len(piece) :]
 
     def captured(self) -> Captured:
         """What was kept, with a line between head and tail that counts what was not."""
-        del self._tail[: -self._half]
-        if self.total == len(self._head) + len(self._tail):
-            return Captured(bytes(self._head + self._tail), self.total)
-        head, tail = _whole_characters(self._head, self._tail)
+        tail = self._tail[self._oldest :] + self._tail[: self._oldest]
+        if self.total == len(self._head) + len(tail):
+            return Captured(bytes(self._head + tail), self.total)
+        head, tail = _whole_characters(self._head, tail)
         omitted = self.total - len(head) - len(tail)
         parts = (head, b"\n[... %d bytes omitted ...]\n" % omitted, tail)
         return Captured(b"".join(parts), self.total, truncated=True)

@@ -43,8 +43,8 @@ class HttpQueue:
         document = response.check().json()
         return None if document is None else Task.from_document(document)
 
-    def settle(self, kind: str, eval_id: str, body: Mapping[str, Any]) -> None:
-        """POST `complete`, `fail` or `release` for a task.
+    def settle(self, kind: str, eval_id: str, body: Mapping[str, Any] | bytes) -> None:
+        """POST `complete`, `fail` or `release` for a task. Bytes are JSON as it is sent: a result may be large.
 
         Raises AlreadySettledError where the queue does not know the task any more, otherwise as `Response.check`.
         """
