@@ -93,6 +93,17 @@ PROGRAMS = [
     ("segmentation fault", "import ctypes\nctypes.string_at(0)", SIGNALED),
     ("abort", "import os\nos.abort()", SIGNALED),
     ("a bomb of gzip", "import zlib\nd = zlib.compress(bytes(1 << 24))\nx = [zlib.decompress(d) for _ in range(9)]", MEMORY),
+    ("memory of System V", "import ctypes\nl = ctypes.CDLL(None)\nl.shmat.restype = ctypes.c_void_p\n"
+     "at = l.shmat(l.shmget(0, 1 << 30, 0o1600), None, 0)\nctypes.memset(at, 1, 1 << 30)", MEMORY),
+    ("memory in files without names", "import os\nfor _ in range(9): os.write(os.memfd_create('x'), bytes(15 << 20))", MEMORY),
+    ("room for a file that is not written", "import os\nos.posix_fallocate(os.open('/tmp/x', os.O_CREAT | os.O_RDWR), 0, 40 << 20)",
+     NONZERO),
+    ("pipes that nobody reads", "import os\nwhile True:\n    r, w = os.pipe()\n    os.set_blocking(w, False)\n"
+     "    os.write(w, bytes(1 << 20))", NONZERO),
+    ("the end as the supervisor tells it", "import os\nos.write(1, bytes(16) + b'E\\0')\nos._exit(3)", NONZERO),
+    ("the engine's own frames", "import os, sys\nos.write(1, b'\\1\\0\\0\\0\\0\\0\\0\\4' * 9 + b'RS')\nsys.exit(3)", NONZERO),
+    ("a result of its own", "import sys\nprint('{\"status\": \"completed\", \"reason\": \"exited\", \"exit_code\": 0}')\nsys.exit(3)",
+     NONZERO),
     ("ends at once", "import os\nos._exit(0)", EXITED),
 ]  # fmt: skip
 
@@ -124,6 +135,29 @@ def test_every_program_has_its_verdict(sandbox, warm):
         assert len(run.stdout.data) + len(run.stderr.data) <= 2 * (LIMITS["output_bytes"] + 100)
     assert threading.active_count() <= threads
     assert resident_bytes() < memory + (16 << 20)
+
+
+LEAVE = """
+import os
+for folder, _, _ in os.walk("/"):
+    try: open(folder + "/left-behind", "w").close()
+    except OSError: pass
+    else: print(folder)
+"""
+LOOK = "import os\nprint([folder for folder, _, files in os.walk('/') if 'left-behind' in files])"
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_nothing_is_left_for_the_next_one(sandbox, warm):
+    sandbox.warm = warm
+    left = set(sandbox(LEAVE).stdout.data.decode().split())
+    assert {"/tmp", "/sandbox", "/dev/shm"} <= left
+    assert sandbox(LOOK).stdout.data == b"[]\n"
+
+
+def test_input_that_nobody_reads_holds_nothing_up(sandbox):
+    run = sandbox("print('done')", "x" * (10 << 20))
+    assert (run.verdict.reason, run.stdout.data) == (Reason.EXITED, b"done\n")
 
 
 @pytest.mark.parametrize("stream", [1, 2])
