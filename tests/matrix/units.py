@@ -138,6 +138,8 @@ def test_without_its_engine_it_stays_up_and_says_so(running):
     systemctl("start", "docker")
     until("the worker is not ready", ready)
     assert int(show("MainPID")) == running
+    systemctl("stop", UNIT)
+    assert sandboxes() == "", log()
 
 
 def test_several_workers_on_one_host():

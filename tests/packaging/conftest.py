@@ -1,12 +1,15 @@
 """Copies of the sources that are built as an operator would."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
+from engine_under_test import DOCKER_HOST
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
@@ -45,3 +48,25 @@ def make():
 def pyz(make, tmp_path_factory) -> Path:
     """What build.sh makes of this working copy."""
     return make(tmp_path_factory.mktemp("build") / "here") / "crucible-worker.pyz"
+
+
+@pytest.fixture(scope="session")
+def client(daemon):
+    import docker
+
+    api = docker.APIClient(base_url=daemon.url, version="auto", timeout=180)
+    yield api
+    api.close()
+
+
+@pytest.fixture(scope="session")
+def worker_image(client, pyz, tmp_path_factory):
+    """What `image build --worker` makes, loaded by it."""
+    name = f"crucible-test-worker-{uuid.uuid4().hex}:1"
+    environment = {"HOME": str(tmp_path_factory.mktemp("home")), "DOCKER_HOST": DOCKER_HOST, "PATH": os.defpath}
+    command = [sys.executable, "-I", str(pyz), "image", "build", "--worker", "--tag", name, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reference"] == name
+    yield name
+    client.remove_image(name, force=True)

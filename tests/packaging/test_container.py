@@ -1,7 +1,6 @@
 """The worker in a container without a shell: it settles tasks through the host's engine, and is healthy."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -21,15 +20,6 @@ from crucible_worker.engines import image
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
-
-
-@pytest.fixture(scope="module")
-def client(daemon):
-    import docker
-
-    api = docker.APIClient(base_url=daemon.url, version="auto", timeout=180)
-    yield api
-    api.close()
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +54,6 @@ def by_dockerfile(client, base, pyz, tmp_path_factory):
     client.remove_image(name, force=True)
 
 
-@pytest.fixture(scope="module")
-def by_command(client, pyz, tmp_path_factory):
-    """What `image build --worker` makes, loaded by it."""
-    name = f"crucible-test-worker-{uuid.uuid4().hex}:1"
-    environment = {"HOME": str(tmp_path_factory.mktemp("home")), "DOCKER_HOST": client.base_url, "PATH": os.defpath}
-    environment["DOCKER_HOST"] = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    command = [sys.executable, "-I", str(pyz), "image", "build", "--worker", "--tag", name, "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["reference"] == name
-    yield name
-    client.remove_image(name, force=True)
-
-
 @pytest.fixture
 def queue():
     made = EmbeddedQueue(":memory:", "127.0.0.1:0")
@@ -101,7 +77,7 @@ def until(holds, what: str) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("how", ["by_dockerfile", "by_command"])
+@pytest.mark.parametrize("how", ["by_dockerfile", "worker_image"])
 def test_a_container_of_it_settles_tasks_and_is_healthy(client, daemon, queue, request, how):
     name = request.getfixturevalue(how)
     about = client.inspect_image(name)["Config"]

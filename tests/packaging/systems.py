@@ -1,4 +1,4 @@
-"""The Pythons that the one file is tried with: those of this host, and the newest that Debian has."""
+"""What the one file is tried with: the Pythons of this host, and what Debian has that is newer."""
 
 import shutil
 import subprocess
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from precondition import unavailable
 
-SID = Path(__file__).resolve().parents[2] / "build" / "sid-pythons"
+SID = Path(__file__).resolve().parents[2] / "build" / "sid"
+PACKAGES = ("python3-all",)
 
 
 def of_this_host() -> tuple[list[str], list[str]]:
@@ -25,23 +26,30 @@ def of_this_host() -> tuple[list[str], list[str]]:
     return split[0], split[1]
 
 
-def of_debian_sid() -> list[tuple[str, ...]]:
-    """A command for each Python of Debian sid, which is unpacked beside this host's system and takes its /usr's place.
+def sid(program: str) -> tuple[str, ...]:
+    """A command for a program of Debian sid, which is unpacked beside this host's system and takes its /usr's place.
 
     Only that process sees it there; /tmp, the tree and the engine's socket are where they were.
     """
+    return ("unshare", "--mount", "sh", "-ec", f'mount --bind {_unpacked()}/usr /usr\nexec "$@"', "sh", program)
+
+
+def pythons_of_sid() -> list[tuple[str, ...]]:
+    """A command for each Python of Debian sid."""
+    return [sid(f"/usr/bin/{path.name}") for path in sorted(_unpacked().glob("usr/bin/python3.[0-9]*"))]
+
+
+def _unpacked() -> Path:
     if not SID.exists():
         part = SID.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         # A mirror may be a snapshot of an earlier day.
-        command = ["mmdebstrap", "--quiet", "--variant=extract", "--include=python3-all", "sid", part]
+        command = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(PACKAGES)}", "sid", part]
         options = ["--aptopt=Acquire::Check-Valid-Until false", "--aptopt=Acquire::Retries 3"]
         if shutil.which("mmdebstrap") is None:
             unavailable("mmdebstrap is missing")
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
         if done.returncode:
-            unavailable(f"Debian sid's Pythons cannot be had: {done.stderr[-500:]}")
+            unavailable(f"Debian sid's packages cannot be had: {done.stderr[-500:]}")
         part.rename(SID)
-    found = sorted(SID.glob("usr/bin/python3.[0-9]*"))
-    inside = f'mount --bind {SID}/usr /usr\nexec "$@"'
-    return [("unshare", "--mount", "sh", "-ec", inside, "sh", f"/usr/bin/{path.name}") for path in found]
+    return SID
