@@ -445,7 +445,7 @@ EOF
 
 # Engines that this host does not have, each in a mount namespace of its own, beside the one that it has.
 matrix() {
-  [[ $# != 0 ]] || give_up 64 "matrix needs an engine: docker, crun, podman, podman-runsc, rootless, cgroup2, cgroup2-cgroupfs, units, rootless-docker or rootless-podman"
+  [[ $# != 0 ]] || give_up 64 "matrix needs an engine. See ./build.sh --help"
   [[ $EUID == 0 ]] || give_up 69 "matrix needs root: it starts engines in mount namespaces of their own"
   build
   dev_environment

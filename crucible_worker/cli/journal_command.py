@@ -70,7 +70,7 @@ def _entries(journal: Journal, lane: str) -> list[Entry]:
 
 
 def _row(entry: Entry) -> dict[str, object]:
-    age, size = round(time.time() - entry.at), len(json.dumps(entry.body))
+    age, size = round(time.time() - entry.at), len(entry.document)
     return dict(zip(_FIELDS, (entry.id, entry.lane, entry.kind, entry.eval_id, age, size, entry.answer), strict=True))
 
 

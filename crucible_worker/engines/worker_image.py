@@ -66,6 +66,7 @@ def entries(archive: Path, executable: str, folder: Path) -> dict[str, Entry]:
             b"nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin\n"
         ),
         "etc/group": Entry(b"root:x:0:\nnogroup:x:65534:\nnonroot:x:65532:\n"),
+        "etc/nsswitch.conf": Entry(b"passwd: files\ngroup: files\nhosts: files dns\n"),
         "usr/bin/python3": Entry(link="/usr/local/bin/python3"),  # where distroless images have it
         STATE: Entry(mode=0o700, owner=USER),
         f"{HOME}/crucible-worker.pyz": Entry(archive, mode=0o755),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from installation import PATIENCE, PYZ, documented, installed, result, show, start, submit, systemctl, until
+from installation import PATIENCE, PYZ, UNIT, documented, installed, result, show, start, submit, systemctl, until
 
 HEADING = "### Rootless (recommended)"
 BLOCK, SOCKET, RUNTIME = {
@@ -68,5 +68,5 @@ def test_every_control_holds():
 
 
 def test_a_stop_is_clean():
-    systemctl("stop", "crucible-worker")
+    systemctl("stop", UNIT)
     assert (show("ActiveState"), show("Result"), show("ExecMainStatus")) == ("inactive", "success", "0")

@@ -1,25 +1,22 @@
 """The worker in a container without a shell: it settles tasks through the host's engine, and is healthy."""
 
-import json
 import shutil
 import socket
 import subprocess
 import sys
 import tarfile
-import time
-import urllib.request
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from watching import ask, until
 
 from crucible_worker import __version__
 from crucible_worker.embedded.server import EmbeddedQueue
 from crucible_worker.engines import image
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +57,6 @@ def queue():
     made.start()
     yield made
     made.stop()
-
-
-def ask(url: str, document: object = None) -> dict:
-    data = None if document is None else json.dumps(document).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as answer:
-        return json.load(answer)
-
-
-def until(holds, what: str) -> None:
-    """Wait for somebody else's deed, which tells nobody."""
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
 
 
 @pytest.mark.engine

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from systems import of_this_host, pythons_of_sid
+from pythons import of_debian_sid, of_this_host
 from worker_process import WorkerProcess, clean_environment
 
 from crucible_worker.embedded.server import EmbeddedQueue
@@ -65,7 +65,7 @@ def test_it_works_on_every_python_of_this_host(pyz, python, plain_runtime, sandb
 
 def test_it_works_on_debians_newest_and_in_an_image_of_them(pyz, daemon, plain_runtime, tmp_path):
     tried = []
-    for number, python in enumerate(pythons_of_sid()):
+    for number, python in enumerate(of_debian_sid()):
         folder, image = tmp_path / str(number), f"crucible-test-{uuid.uuid4().hex}:1"
         folder.mkdir()
         outcome(python, pyz, "image", "build", "--tag", image, SHIV_ROOT=str(folder / "root"))

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from systems import of_this_host
+from pythons import of_this_host
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = 3_000_000
