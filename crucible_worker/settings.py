@@ -48,6 +48,7 @@ def without_password(text: str) -> str:
 # Readers: from the text of a flag, a variable or a TOML value to a value; ValueError says what was expected.
 
 
+_LEAST_MEMORY = 6 << 20  # linuxMinMemory of the Docker Engine
 _MAX_SECONDS = 365 * 24 * 3600.0  # a lock's timeout overflows somewhere beyond, as would a deadline
 
 
@@ -62,12 +63,28 @@ def _secret(text: str) -> Secret:
 
 
 def _url(text: str) -> str:
-    parts = urllib.parse.urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("expected http://HOST[:PORT] or https://HOST[:PORT]")
+    expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
+    try:
+        parts = urllib.parse.urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0 or not _is_one_word(text):
+        raise ValueError(expected)
     if parts.username or parts.password:
         raise ValueError("a URL must not carry a password; use API_KEY")
     return text.rstrip("/")
+
+
+def _is_one_word(text: str) -> bool:
+    return text.isprintable() and " " not in text
+
+
+def _docker_host(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    if scheme not in {"unix", "tcp", "http", "https"} or not rest or not _is_one_word(text):
+        raise ValueError("expected unix:///PATH or tcp://HOST:PORT")
+    return text
 
 
 def _event_bus(text: str) -> str:
@@ -85,7 +102,8 @@ def _live_logs(text: str) -> str:
     raise ValueError("expected none, queue, or redis://HOST:PORT/DB")
 
 
-def _address(text: str) -> str:
+def address(text: str) -> str:
+    """ADDRESS:PORT as it may be listened on, or asked. Raises ValueError."""
     host, separator, port = text.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535:
         raise ValueError("expected ADDRESS:PORT, such as 0.0.0.0:8082")
@@ -97,6 +115,13 @@ def _bytes(text: str) -> int:
     if not found or not int(found[1]):
         raise ValueError("expected a size such as 268435456, 256m or 1g")
     return int(found[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[found[2]]
+
+
+def _memory(text: str) -> int:
+    size = _bytes(text)
+    if size < _LEAST_MEMORY:
+        raise ValueError("expected at least 6m, the least that Docker gives")
+    return size
 
 
 def _bytes_or_none(text: str) -> int:
@@ -231,7 +256,7 @@ class Settings:
         "where output goes while a task runs: redis://…, queue (one that offers it), none; empty is none",
     )
     docker_host: str = _setting(
-        "unix:///var/run/docker.sock", _text, "the Docker Engine (or Podman's compatible socket)", "DOCKER_HOST"
+        "unix:///var/run/docker.sock", _docker_host, "the Docker Engine (or Podman's compatible socket)", "DOCKER_HOST"
     )
     engines: Mapping[str, str] = _setting(
         "docker=runc,gvisor=runsc", _pairs, "engines by name, each with the OCI runtime the daemon knows it by"
@@ -257,7 +282,7 @@ class Settings:
         "who makes a sandbox's loopback; runtime starts sooner (Docker before 26: in half the time) but knows "
         "127.0.0.1 only, not the name localhost",
     )
-    memory: int = _setting("256m", _bytes, "memory of a sandbox; swap is never added")
+    memory: int = _setting("256m", _memory, "memory of a sandbox; swap is never added")
     cpus: float = _setting("1", _number, "CPUs of a sandbox")
     processes: int = _setting("64", _count, "processes and threads in a sandbox")
     open_files: int = _setting("256", _count, "open files of a process")
@@ -286,7 +311,7 @@ class Settings:
         "0", _seconds, "how often a queue without leases is asked for a running task; 404 twice ends it; 0 never asks"
     )
     drain_timeout: float = _setting("0", _seconds, "how long a shutdown waits for tasks and results; 0 is for ever")
-    health_address: str = _setting("0.0.0.0:8082", _address, "where /health is served")
+    health_address: str = _setting("0.0.0.0:8082", address, "where /health is served")
     health_cert: str = _setting("", _text, "certificate for TLS on the health address, PEM; empty serves plain HTTP")
     health_key: str = _setting("", _text, "key of that certificate, PEM; may stand in the same file")
     health_token: Secret = _setting(

@@ -29,14 +29,14 @@ def test_defaults_are_the_documented_ones():
 
 
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default():
-    flags, environ, toml = {"memory": "1m"}, {"CRUCIBLE_MEMORY": "2m"}, {"memory": "3m"}
+    flags, environ, toml = {"memory": "7m"}, {"CRUCIBLE_MEMORY": "8m"}, {"memory": "9m"}
     seen = [
         load(flags, environ, toml),
         load({}, environ, toml),
         load({}, {}, toml),
         load({}, {}, {}),
     ]
-    assert [loaded.settings.memory >> 20 for loaded in seen] == [1, 2, 3, 256]
+    assert [loaded.settings.memory >> 20 for loaded in seen] == [7, 8, 9, 256]
     assert [loaded.sources["memory"] for loaded in seen] == [
         "--memory",
         "CRUCIBLE_MEMORY",
@@ -50,8 +50,8 @@ def test_an_empty_variable_is_an_unset_one():
 
 
 def test_toml_values_may_be_numbers_and_tables():
-    settings = load({}, {}, {"memory": 1024, "cpus": 0.5, "engines": {"kata": "io.containerd.kata.v2"}}).settings
-    assert (settings.memory, settings.cpus, settings.engines) == (1024, 0.5, {"kata": "io.containerd.kata.v2"})
+    settings = load({}, {}, {"memory": 1 << 24, "cpus": 0.5, "engines": {"kata": "io.containerd.kata.v2"}}).settings
+    assert (settings.memory, settings.cpus, settings.engines) == (1 << 24, 0.5, {"kata": "io.containerd.kata.v2"})
 
 
 NODE = {"image": "node:22", "command": ["node", "main.js"], "file": "main.js"}
@@ -157,6 +157,15 @@ BAD = [
     ("queue_url", "ftp://queue"),
     ("queue_url", "http://"),
     ("queue_url", "http://[::1"),
+    ("queue_url", "http://queue:99999"),
+    ("queue_url", "http://queue:port"),
+    ("queue_url", "http://the queue"),
+    ("queue_url", "http://queue\x07"),
+    ("docker_host", "ssh://host"),
+    ("docker_host", "/var/run/docker.sock"),
+    ("docker_host", "unix://"),
+    ("memory", "1"),
+    ("memory", "5m"),
     ("event_bus_url", "kafka://bus"),
     ("engines", ""),
     ("engines", "docker"),
@@ -225,7 +234,7 @@ def test_times_have_units(text, seconds):
 
 @pytest.mark.parametrize(("text", "size"), [("1", 1), ("2k", 2048), ("256m", 256 << 20), ("1GiB", 1 << 30)])
 def test_sizes_have_units(text, size):
-    assert load({"memory": text}, {}, {}).settings.memory == size
+    assert load({"output": text}, {}, {}).settings.output == size
 
 
 @pytest.mark.parametrize("bus", ["none", "http://bus/", "https://bus", "redis://r:6379/0", "rediss://:p@r"])
@@ -234,8 +243,8 @@ def test_events_go_to_http_redis_or_nowhere(bus):
 
 
 def test_limits_are_made_of_the_settings():
-    limits = load({"memory": "1m", "output": "7", "processes": "9"}, {}, {}).settings.limits()
-    assert (limits.memory_bytes, limits.output_bytes, limits.processes) == (1 << 20, 7, 9)
+    limits = load({"memory": "10m", "output": "7", "processes": "9"}, {}, {}).settings.limits()
+    assert (limits.memory_bytes, limits.output_bytes, limits.processes) == (10 << 20, 7, 9)
 
 
 def test_every_setting_is_described():

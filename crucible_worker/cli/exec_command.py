@@ -56,20 +56,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="code to run: files, folders, patterns; - is stdin")
     parser.add_argument("--engine", default=DEFAULT_ENGINE, help="docker or gvisor (default: %(default)s)")
     parser.add_argument("--language", default=DEFAULT_LANGUAGE, help="what the files are written in (%(default)s)")
-    parser.add_argument("--timeout", type=_seconds, default=DEFAULT_TIMEOUT, metavar="S", help="seconds (%(default)g)")
+    parser.add_argument(
+        "--timeout", type=options.positive, default=DEFAULT_TIMEOUT, metavar="S", help="seconds (%(default)g)"
+    )
     parser.add_argument("--arg", action="append", default=[], metavar="A", help="an argument for it; may be repeated")
     parser.add_argument("--stdin", metavar="FILE", help="what the code reads from its standard input; - is this one's")
     parser.add_argument("--jobs", type=options.count, default=1, metavar="N", help="how many to run at once (1)")
     parser.add_argument("--json", action="store_true", help="print one RESULT object a line")
     parser.add_argument("--reflect-exit-status", action="store_true", help="exit as the program did; for one file")
     options.add_settings(parser, _SETTINGS)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError("must be more than 0 seconds")
-    return seconds
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:

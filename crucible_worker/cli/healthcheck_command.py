@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crucible_worker.cli import options
 from crucible_worker.errors import ExitCode, ExitError
 from crucible_worker.settings import Settings, load
 
@@ -24,7 +25,12 @@ _MAX_BODY_BYTES = 65_536
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Where to ask, and how long to wait."""
-    parser.add_argument("--address", metavar="HOST:PORT", help="where the worker listens (CRUCIBLE_HEALTH_ADDRESS)")
+    parser.add_argument(
+        "--address",
+        type=options.address,
+        metavar="HOST:PORT",
+        help="where the worker listens (CRUCIBLE_HEALTH_ADDRESS)",
+    )
     parser.add_argument("--timeout", metavar="S", type=float, default=3.0, help="seconds to wait (3)")
 
 

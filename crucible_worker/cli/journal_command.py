@@ -27,7 +27,7 @@ _FIELDS = ("id", "lane", "kind", "eval_id", "age_seconds", "bytes", "answer")
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What to do with which entries."""
     parser.add_argument("action", choices=("list", "show", "retry", "drop"), help="what to do")
-    parser.add_argument("ids", nargs="*", type=int, metavar="ID", help="entries, as listed")
+    parser.add_argument("ids", nargs="*", default=[], type=int, metavar="ID", help="entries, as listed")
     parser.add_argument("--json", action="store_true", help="list: print one JSON array")
     options.add_settings(parser, frozenset({"state_dir"}))
 

@@ -1,12 +1,15 @@
 """Finds the command, parses its arguments, and turns our errors into one line and an exit code."""
 
 import argparse
+import errno
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, Protocol
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TextIO
 
 from crucible_worker import __version__
 from crucible_worker.errors import ExitCode, ExitError
@@ -25,6 +28,8 @@ COMMANDS: Mapping[str, str] = {
     "completion": "print what makes a shell complete these commands",
     "version": "print the version",
 }
+_STDERR = 2
+_OUTPUT_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class Command(Protocol):
@@ -43,6 +48,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ExitError(ExitCode.USAGE, f"{message}. See '{self.prog} --help'.")
 
+    def print_help(self, file: Any = None) -> None:  # noqa: ANN401 - as argparse has it
+        """Argparse's own takes it for shown whether it could be written or not."""
+        print(self.format_help(), end="", file=file)
+
 
 def load(name: str) -> tuple[Command, argparse.ArgumentParser]:
     """One of COMMANDS, and the parser of its arguments."""
@@ -60,17 +69,12 @@ def load(name: str) -> tuple[Command, argparse.ArgumentParser]:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line. Returns the exit code; prints errors as one line on stderr."""
-    name, rest = _split(argv)
+    _open_streams()
     try:
-        if name is None:
-            print(_overview())
-            return ExitCode.OK
-        if name not in COMMANDS:
-            raise ExitError(ExitCode.USAGE, f"unknown command '{name}'. Known: {', '.join(COMMANDS)}.")
-        command, parser = load(name)
-        return command.run(parser.parse_args(rest), os.environ)
+        code = _run(argv)
+        sys.stdout.flush()
     except ExitError as error:
-        print(f"crucible-worker: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -79,6 +83,51 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
         return ExitCode.FAILED
+    except OSError as error:
+        if error.errno not in _OUTPUT_FAILS or error.filename is not None:
+            raise
+        _close(sys.stdout)
+        _complain(f"the output cannot be written: {error.strerror}.")
+        return ExitCode.FAILED
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
+    name, rest = _split(argv)
+    if name is None:
+        print(_overview())
+        return ExitCode.OK
+    if name not in COMMANDS:
+        raise ExitError(ExitCode.USAGE, f"unknown command '{name}'. Known: {', '.join(COMMANDS)}.")
+    command, parser = load(name)
+    try:
+        args = parser.parse_args(rest)
+    except SystemExit:  # argparse has shown the help
+        return ExitCode.OK
+    return command.run(args, os.environ)
+
+
+def _open_streams() -> None:
+    """Open what of them was closed when we were started, or the next socket would be taken for one."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for as long as we live
+
+
+def _complain(message: str) -> None:
+    try:
+        print(f"crucible-worker: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        _close(sys.stderr)
+
+
+def _close(stream: TextIO) -> None:
+    """Give up a stream that takes nothing, or the interpreter would try again at its end, and fail by that."""
+    with suppress(OSError):
+        stream.close()
 
 
 def _split(argv: Sequence[str]) -> tuple[str | None, Sequence[str]]:

@@ -1,6 +1,7 @@
 """Flags for settings, made from their declarations, and reading them with the environment and the file."""
 
 import argparse
+import math
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,6 +28,25 @@ def count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError("expected a whole number of at least 1")
     return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0, as a flag takes it."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or number <= 0:
+        raise argparse.ArgumentTypeError("expected a number above 0")
+    return number
+
+
+def address(text: str) -> str:
+    """ADDRESS:PORT, as a flag takes it."""
+    try:
+        return settings.address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def read_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Loaded:

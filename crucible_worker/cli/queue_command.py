@@ -1,12 +1,12 @@
 """`queue`: the embedded queue, until it is told to stop."""
 
 import argparse
-import math
 import signal
 import threading
 from collections.abc import Mapping
 
 from crucible_worker import settings
+from crucible_worker.cli import options
 from crucible_worker.embedded import store
 from crucible_worker.embedded.server import EmbeddedQueue
 from crucible_worker.errors import ExitCode
@@ -25,7 +25,11 @@ Exit codes: 0 stopped by TERM or INT, 64 usage, or the address or the database c
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Where to listen, what to keep."""
     parser.add_argument(
-        "--address", default="127.0.0.1:8081", help="ADDRESS:PORT to listen on; port 0 takes a free one (%(default)s)"
+        "--address",
+        type=options.address,
+        default="127.0.0.1:8081",
+        metavar="ADDRESS:PORT",
+        help="where to listen; port 0 takes a free one (%(default)s)",
     )
     parser.add_argument(
         "--database",
@@ -35,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lease-seconds",
-        type=_positive,
+        type=options.positive,
         default=store.DEFAULT_LEASE_SECONDS,
         metavar="S",
         help="a worker that renews its lease and then is silent for so long loses its task (%(default)g)",
@@ -49,22 +53,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-hours",
-        type=_positive,
+        type=options.positive,
         default=store.DEFAULT_KEEP_SECONDS / 3600,
         metavar="H",
         help="for how long settled tasks are kept (%(default)g)",
     )
     parser.add_argument("--api-key-file", metavar="FILE", help="file with the key that calls need")
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number <= 0:
-        raise argparse.ArgumentTypeError("expected a number above 0")
-    return number
 
 
 def _count(text: str) -> int:

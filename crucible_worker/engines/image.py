@@ -162,13 +162,15 @@ def _json(value: object) -> bytes:
 
 def write_file(path: Path, tag: str, executable: str, worker: Path | None = None) -> Built:
     """Write the archive to `path`, which has either its old content or the whole of the new."""
+    if path.exists() and not path.is_file():  # a device would be replaced
+        raise ExitError(ExitCode.FAILED, f"cannot write {path}: it is not a file.")
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("w+b") as out:
             built = write(out, tag, executable, worker)
         part.replace(path)
     except OSError as error:
-        raise ExitError(ExitCode.FAILED, f"cannot write {path}: {error}.") from error
+        raise ExitError(ExitCode.FAILED, f"cannot write {path}: {error.strerror or error}.") from error
     finally:
         part.unlink(missing_ok=True)
     return built

@@ -68,9 +68,15 @@ def test_the_overview_lists_every_command(call):
     [
         (("dance",), "unknown command 'dance'. Known: run, "),
         (("exec",), "the following arguments are required: FILE. See 'crucible-worker exec --help'."),
-        (("exec", "--timeout", "0", "x.py"), "argument --timeout: must be more than 0 seconds. See "),
-        (("exec", "--timeout", "soon", "x.py"), "argument --timeout: "),
+        (("exec", "--timeout", "0", "x.py"), "argument --timeout: expected a number above 0. See "),
+        (("exec", "--timeout", "soon", "x.py"), "argument --timeout: expected a number above 0. See "),
+        (("exec", "--timeout", "1e999", "x.py"), "argument --timeout: expected a number above 0. See "),
         (("exec", "/nonexistent/x.py"), "/nonexistent/x.py cannot be read"),
+        (("exec", "--docker-host", "ssh://host", "-"), "expected unix:///PATH or tcp://HOST:PORT"),
+        (("queue", "--address", "x"), "argument --address: expected ADDRESS:PORT, such as "),
+        (("queue", "--address", ":99999"), "argument --address: expected ADDRESS:PORT, such as "),
+        (("healthcheck", "--address", "x"), "argument --address: expected ADDRESS:PORT, such as "),
+        (("journal",), "the following arguments are required: action. See "),
         (("exec", "--memory", "plenty", "-"), "memory"),
         (("run", "--no-such-flag"), "unrecognized arguments: --no-such-flag. See "),
     ],
@@ -81,6 +87,42 @@ def test_bad_usage_is_one_line_and_64(call, arguments, says):
     assert told.stderr.startswith("crucible-worker: ")
     assert says in told.stderr
     assert told.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("--help",), ("exec", "--help"), ("version",), ("completion", "zsh")])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_line_and_1(environment, command, unbuffered):
+    told = shell(environment | {"PYTHONUNBUFFERED": unbuffered}, '"$@" >/dev/full', *command)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == "crucible-worker: the output cannot be written: No space left on device.\n"
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_result_that_cannot_be_written_is_one_line_and_1(daemon, sandbox_image, environment, flags):
+    environment |= {"CRUCIBLE_LANGUAGES": f"python={sandbox_image}"}
+    told = shell(environment, 'echo "print(1)" | "$@" >/dev/full', "exec", *flags, "-")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == "crucible-worker: the output cannot be written: No space left on device.\n"
+
+
+def test_an_error_that_nobody_can_read_keeps_its_exit_code(environment):
+    assert shell(environment, '"$@" 2>/dev/full', "dance").returncode == 64
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_not_taken_for_others(environment, closed):
+    """The first file or socket that a process opens has the lowest free number."""
+    program = "import os, sys; from crucible_worker.cli.main import main; main(['version']); sys.exit(os.dup(0) < 3)"
+    command = ["bash", "-c", f'"$@" {closed}', "bash", sys.executable, "-c", program]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+def shell(environment, line: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of the shell in which `"$@"` is a command of ours."""
+    command = ["bash", "-c", line, "bash", *COMMAND, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("command", [("exec", "-"), ("demo",), ("image", "check")])

@@ -235,6 +235,8 @@ def test_check_leaves_no_container(client, loaded):
         (["build", "--python", "/nowhere/python3", "--output", "x.tar"], 64, "cannot be started"),
         (["build", "--python", "/bin/cat", "--output", "x.tar"], 64, "is not a Python of 3.11 or newer"),
         (["build", "--output", "/nowhere/x.tar"], 1, "cannot write /nowhere/x.tar"),
+        (["build", "--output", "."], 1, "cannot write .: it is not a file."),
+        (["build", "--output", "/dev/null"], 1, "cannot write /dev/null: it is not a file."),
         (["build", "--docker-host", "unix:///nowhere.sock"], 69, "no Docker Engine answers"),
         (["check", "--docker-host", "unix:///nowhere.sock"], 69, "no Docker Engine answers"),
         ([], 64, "build|check"),
