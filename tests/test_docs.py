@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from crucible_worker.cli.main import COMMANDS
+from crucible_worker.cli.main import COMMANDS, load
 from crucible_worker.doctor.controls import LOOKS
 from crucible_worker.doctor.selftest import STARTED
 from crucible_worker.embedded import openapi
+from crucible_worker.errors import ExitCode
+from crucible_worker.model import Reason
 from crucible_worker.observe import server
 from crucible_worker.settings import describe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PAGES = [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PACKAGE = ROOT / "crucible_worker"
 SPEAKERS = {"debug", "info", "warning", "error", "log", "on_trouble"}
 NAMED = re.compile(r"`((?:[\w/]+/)?test_\w+\.py|…)(?:::(\w+))?`")
@@ -96,10 +99,43 @@ def test_the_runbook_has_every_event_of_the_log_and_no_other():
     assert sorted(told) == sorted(logged)
 
 
-@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), anchor
+
+
+def anchors(page: Path) -> list[str]:
+    """What the headings of a page are linked by."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_of_a_command_that_a_page_shows_exists(page):
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for command, rest in re.findall(r"crucible-worker\.pyz ([a-z]+)\b([^\n`|;&]*)", text):
+        if command not in COMMANDS:
+            continue
+        _, parser = load(command)
+        actions = next((a.choices for a in parser._actions if isinstance(a.choices, dict)), {})
+        known = {option for each in (parser, *actions.values()) for option in each._option_string_actions}
+        assert set(re.findall(r"(?<= )--[a-z-]+", rest)) <= known, command
+
+
+def test_the_readme_has_every_reason_and_exit_code_and_no_other():
+    reasons = readme_table("| reason |")
+    assert sorted(re.findall(r"`(\w+)`", " ".join(reasons))) == sorted(Reason)
+    codes = [int(code) for code in readme_table("| exit code |")]
+    assert codes == sorted(value for name, value in vars(ExitCode).items() if name.isupper())
+
+
+def readme_table(head: str) -> list[str]:
+    """The first column of the table in the README that starts so."""
+    rows = (ROOT / "README.md").read_text(encoding="utf-8").partition(head)[2].partition("\n\n")[0].splitlines()[2:]
+    return [row.split("|")[1] for row in rows]
 
 
 def test_every_path_is_in_the_api_document():
