@@ -81,9 +81,14 @@ def _is_one_word(text: str) -> bool:
 
 
 def _docker_host(text: str) -> str:
-    scheme, _, rest = text.partition("://")
-    if scheme not in {"unix", "tcp", "http", "https"} or not rest or not _is_one_word(text):
-        raise ValueError("expected unix:///PATH or tcp://HOST:PORT")
+    expected = "expected unix:///PATH or tcp://HOST:PORT"
+    try:
+        parts = urllib.parse.urlsplit(text)
+        host = {"unix": parts.netloc + parts.path, "tcp": parts.hostname if parts.port else None}.get(parts.scheme)
+    except ValueError:
+        raise ValueError(expected) from None
+    if not host or not _is_one_word(text):
+        raise ValueError(expected)
     return text
 
 

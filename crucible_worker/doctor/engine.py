@@ -32,15 +32,13 @@ _NO_NETWORK = '"runtimeArgs": ["--network=none"]'
 def reachable(url: str) -> Finding:
     """Something listens where the engine should be, and this user may speak to it."""
     parts = urlsplit(url)
-    if parts.scheme == "tcp" and parts.hostname:
-        try:
-            socket.create_connection((parts.hostname, parts.port or 2375), CONNECT_SECONDS).close()
-        except OSError as error:
-            return failed(f"{url}: {error.strerror or error}", START)
-        return passed(f"{url} accepts connections")
-    if parts.scheme != "unix":
-        return failed(f"{url} is no address of a Docker Engine", "set DOCKER_HOST to unix:///PATH or tcp://HOST:PORT")
-    return _socket(Path(url.removeprefix("unix://")))
+    if parts.scheme == "unix":
+        return _socket(Path(url.removeprefix("unix://")))
+    try:
+        socket.create_connection((parts.hostname, parts.port), CONNECT_SECONDS).close()
+    except OSError as error:
+        return failed(f"{url}: {error.strerror or error}", START)
+    return passed(f"{url} accepts connections")
 
 
 def _socket(path: Path) -> Finding:

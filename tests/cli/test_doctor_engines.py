@@ -38,15 +38,11 @@ def test_a_socket_that_is_none(doctor, tmp_path, make, found, mend):
     assert said.checks["engine docker"] == {"status": "skip", "found": "needs 'image python'", "mend": ""}
 
 
-@pytest.mark.parametrize(
-    ("url", "found", "mend"),
-    [("tcp://127.0.0.1:1", "Connection refused", "set DOCKER_HOST"), ("ssh://host", "no address", "unix:///PATH")],
-)
-def test_an_engine_elsewhere(doctor, url, found, mend):
-    said = doctor(DOCKER_HOST=url)
+def test_an_engine_elsewhere(doctor):
+    said = doctor(DOCKER_HOST="tcp://127.0.0.1:1")
     assert (said.code, broken(said)) == (69, ["docker socket"])
-    assert found in said.checks["docker socket"]["found"]
-    assert mend in said.checks["docker socket"]["mend"]
+    assert "Connection refused" in said.checks["docker socket"]["found"]
+    assert "set DOCKER_HOST" in said.checks["docker socket"]["mend"]
 
 
 ENGINES = {

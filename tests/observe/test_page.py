@@ -286,10 +286,18 @@ def test_a_keyboard_reaches_every_table_and_link_and_keeps_its_place(browser, si
 
 
 def test_it_fits_a_phone(browser, site):
-    url, _ = site
+    url, document = site
+    document["reasons"] = [f"engine docker: {'y' * 200}"]
+    document["engines"]["docker"] = {"runtime": "runc", "available": False, "detail": f"{'no answer ' * 10}{'z' * 99}"}
+    document["slots"] = [
+        {"slot": n, "doing": "running", "seconds": n * 1e5, "eval_id": "x" * 200, "engine": "docker"}
+        for n in (1, 2, 10)
+    ]
     browser.open(url)
-    assert browser.screenshot(360, 800).startswith(b"\x89PNG")
+    assert browser.screenshot(390, 800).startswith(b"\x89PNG")
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    widths = "[...document.querySelectorAll('#engines .wide, #slots .wide')].map(e => e.scrollWidth - e.clientWidth)"
+    assert browser.evaluate(widths) == [0, 0]
     browser.call("Emulation.clearDeviceMetricsOverride")
 
 
