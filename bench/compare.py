@@ -38,7 +38,7 @@ PROGRAMS = {
     "HumanEval": "",
     "imports": "import asyncio, dataclasses, decimal, json, re, typing, unittest; print('done')",
 }
-PEERS = ("epicbox2", "llm-sandbox", "autogen-ext")
+PEERS = ("epicbox2", "llm-sandbox", "autogen-ext", "tako-vm")
 RUNTIMES = ("runc", "runsc")
 LANES = (1, 2, 4, 8)
 
@@ -88,9 +88,9 @@ def throughput(table: Table, runtime: str, present: Sequence[Contender], each: i
             table.throughput[runtime, lanes, contender.name] = len(done) / (time.perf_counter() - began)
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: list[float]) -> str:
     """Median, with the quartiles behind it."""
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return f"{middle:.0f} ({low:.0f}-{high:.0f})"
 
 
@@ -101,7 +101,8 @@ def latency_rows(table: Table, runtime: str) -> list[str]:
     for name in names:
         cells = [spread(values) if (values := table.samples[runtime, program, name]) else "-" for program in PROGRAMS]
         hello = table.samples[runtime, "hello", name]
-        rows.append(f"| {name} | {' | '.join(cells)} | {statistics.median(hello) / base:.2f} |" if hello else "")
+        ratio = f"{statistics.median(hello) / base:.2f}" if hello else "-"
+        rows.append(f"| {name} | {' | '.join(cells)} | {ratio} |")
     for (at, name), why in table.failures.items():
         if at == runtime:
             rows.append(f"| {name} | {' | '.join('-' for _ in PROGRAMS)} | did not run: {why.splitlines()[0]} |")

@@ -177,8 +177,21 @@ def healthcheck() -> Figure:
     return Figure("`healthcheck` process / `python -c pass`", "", words, "<= 2", mine / other <= 2)
 
 
+@dataclass(frozen=True)
+class Worker:
+    """A running one: its process, and what it serves."""
+
+    pid: int
+    url: str
+
+    def fill(self) -> None:
+        """Wait for its warm sandbox."""
+        while not ask(f"{self.url}/status")["warm"].get("docker/python"):
+            time.sleep(0.1)
+
+
 @contextmanager
-def worker(queue_url: str, image: str, **settings: str) -> Iterator[subprocess.Popen]:
+def worker(queue_url: str, image: str, **settings: str) -> Iterator[Worker]:
     """The built .pyz at work, until the end of the block."""
     with tempfile.TemporaryDirectory() as state:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("CRUCIBLE_")}
@@ -191,13 +204,15 @@ def worker(queue_url: str, image: str, **settings: str) -> Iterator[subprocess.P
             [PYTHON, "-I", str(PYZ), "run"], env=kept | given | settings, stderr=subprocess.PIPE, text=True
         )
         assert process.stderr is not None
-        for line in process.stderr:
-            if "engine_available" in line:
-                break
+        said: dict = {}
+        port = 0
+        while said.get("event") != "engine_available":
+            said = json.loads(process.stderr.readline())
+            port = said.get("health_port", port)
         drain = threading.Thread(target=process.stderr.read, daemon=True)
         drain.start()
         try:
-            yield process
+            yield Worker(process.pid, f"http://127.0.0.1:{port}")
         finally:
             process.terminate()
             process.wait(60)
@@ -243,12 +258,12 @@ def whole_worker(image: str) -> list[Figure]:
 
 
 def _at_rest(queue: EmbeddedQueue, image: str) -> list[Figure]:
-    with worker(queue.url, image) as process:
-        time.sleep(5)
-        began = _cpu_seconds(process.pid)
+    with worker(queue.url, image) as idle:
+        idle.fill()
+        began = _cpu_seconds(idle.pid)
         time.sleep(30)
-        share = (_cpu_seconds(process.pid) - began) / 30 * 100
-        resident = _status(process.pid, "VmRSS") / 1024
+        share = (_cpu_seconds(idle.pid) - began) / 30 * 100
+        resident = _status(idle.pid, "VmRSS") / 1024
     return [
         Figure("idle worker, one core", "", f"{share:.2f} %", "< 0.5 %", share < 0.5),
         Figure("idle worker, resident memory", "", f"{resident:.0f} MB", "<= 45 MB", resident <= 45),
@@ -258,10 +273,12 @@ def _at_rest(queue: EmbeddedQueue, image: str) -> list[Figure]:
 def _a_task_at_a_time(queue: EmbeddedQueue, image: str) -> list[Figure]:
     figures = []
     for warm in ("0", "1"):
-        with worker(queue.url, image, CRUCIBLE_WARM=warm):
+        with worker(queue.url, image, CRUCIBLE_WARM=warm) as at_work:
             taken = []
             for _ in range(ROUNDS + 1):
-                time.sleep(1)  # for a warm sandbox to be there again
+                time.sleep(1)  # for the last sandbox to be gone
+                if warm != "0":
+                    at_work.fill()
                 began = time.perf_counter()
                 result = settled(queue, submit(queue, HELLO))
                 taken.append((time.perf_counter() - began) * 1000)
@@ -273,10 +290,10 @@ def _a_task_at_a_time(queue: EmbeddedQueue, image: str) -> list[Figure]:
 
 def _floods(queue: EmbeddedQueue, image: str) -> Figure:
     """Peak memory of a worker through which 16 sandboxes pour as much as they can."""
-    with worker(queue.url, image, CRUCIBLE_CONCURRENCY="16", CRUCIBLE_WARM="0") as process:
+    with worker(queue.url, image, CRUCIBLE_CONCURRENCY="16", CRUCIBLE_WARM="0") as flooded:
         names = [submit(queue, FLOOD) for _ in range(16)]
         reasons = {settled(queue, name)["reason"] for name in names}
-        peak = _status(process.pid, "VmHWM") / 1024
+        peak = _status(flooded.pid, "VmHWM") / 1024
     words = f"{peak:.0f} MB, all {', '.join(sorted(reasons))}"
     return Figure("worker's peak memory, 16 floods in flight", "runc", words, "<= 64 MB", peak <= 64)
 
