@@ -25,8 +25,9 @@ podman_service() { podman --cgroup-manager=cgroupfs system service --time=0 unix
 
 case $engine in
   docker | crun)
+    # Not --bridge=none: that would remove docker0, which is the other engine's.
     exec dockerd -H unix:///shared/engine.sock --config-file /shared/daemon.json --data-root /var/lib/matrix-docker \
-      --exec-root /run/docker --pidfile /run/docker.pid --bridge=none --iptables=false --ip6tables=false
+      --exec-root /run/docker --pidfile /run/docker.pid --iptables=false --ip6tables=false
     ;;
   podman) podman_service ;;
   podman-runsc)

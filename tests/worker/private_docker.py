@@ -42,9 +42,10 @@ class PrivateDocker:
     def _start(self) -> str | None:
         root = self._root
         (root / "daemon.json").write_text(json.dumps(self.defaults))
+        # In a network of its own: one that is to have no bridge removes docker0, which is another's.
         self._process = subprocess.Popen(
             [
-                *self._within, "dockerd", "-H", self.host, "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
+                *self._within, "unshare", "--net", "dockerd", "-H", self.host, "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
                 "--pidfile", f"{root}/pid", "--bridge=none", "--iptables=false", "--config-file", f"{root}/daemon.json",
             ],
             stderr=subprocess.PIPE, text=True,
