@@ -45,8 +45,9 @@ class PrivateDocker:
         # In a network of its own: one that is to have no bridge removes docker0, which is another's.
         self._process = subprocess.Popen(
             [
-                *self._within, "unshare", "--net", "dockerd", "-H", self.host, "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
-                "--pidfile", f"{root}/pid", "--bridge=none", "--iptables=false", "--config-file", f"{root}/daemon.json",
+                *self._within, "unshare", "--net", "dockerd", "--config-file", f"{root}/daemon.json",
+                "-H", self.host, "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
+                "--pidfile", f"{root}/pid", "--bridge=none", "--iptables=false",
             ],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
