@@ -15,6 +15,8 @@ from crucible_worker.statefile import MEMORY, StateFile
 RESULTS, EVENTS, DEAD = "results", "events", "dead"
 # What a task did to workers is forgotten after so long.
 _CRASHES_KEPT_SECONDS = 7 * 86400.0
+_JSON = json.JSONEncoder()
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something to say: `kind` is what, `document` JSON. `answer` is why it was refused, of a dead letter."""
+    """Something to say: `kind` is what, `document` JSON. `answer` is why it was refused, of a dead letter.
+
+    `lease` is the one under which a result was reached.
+    """
 
     id: int
     kind: str
     eval_id: str
     document: bytes
+    lease: str | None = None
     lane: str = RESULTS
     at: float = 0.0
     answer: str | None = None
@@ -91,9 +97,13 @@ class Journal:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Reading goes on where the disk is full, and while somebody else writes."""
+        """One state of it. Reading goes on where the disk is full, and while somebody else writes."""
         with self._lock, _errors():
-            yield self._db
+            self._db.execute("BEGIN")
+            try:
+                yield self._db
+            finally:
+                self._db.execute("ROLLBACK")
 
     # Claims
 
@@ -152,8 +162,15 @@ class Journal:
 
     @staticmethod
     def _put(db: sqlite3.Connection, lane: str, kind: str, eval_id: str, body: Mapping[str, Any], at: float) -> None:
-        row = (lane, kind, _key(eval_id), json.dumps(body), at)
-        db.execute("INSERT INTO outbox (lane, kind, eval_id, body, at) VALUES (?, ?, ?, ?, ?)", row)
+        # Piece by piece: a document has megabytes of output, twice, and every slot may put one in at once.
+        row = (lane, kind, _key(eval_id), body.get("lease"), at, sum(map(len, _JSON.iterencode(body))))
+        found = db.execute(
+            "INSERT INTO outbox (lane, kind, eval_id, lease, at, body) VALUES (?, ?, ?, ?, ?, zeroblob(?))", row
+        )
+        with db.blobopen("outbox", "body", int(found.lastrowid or 0)) as document:
+            for piece in _JSON.iterencode(body):
+                for start in range(0, len(piece), _PIECE):
+                    document.write(piece[start : start + _PIECE].encode("ascii"))
 
     def pending(self, lane: str) -> list[int]:
         """The ids of all that is to be said in a lane, oldest first."""
@@ -163,10 +180,12 @@ class Journal:
     def entry(self, entry_id: int) -> Entry | None:
         """One thing to say, or None if it has gone."""
         with self._reading() as db:
-            row = db.execute(
-                "SELECT id, kind, eval_id, CAST(body AS BLOB), lane, at, answer FROM outbox WHERE id = ?", (entry_id,)
-            ).fetchone()
-        return Entry(row[0], row[1], json.loads(row[2]), *row[3:]) if row else None
+            wanted = "SELECT id, kind, eval_id, lease, lane, at, answer FROM outbox WHERE id = ?"
+            row = db.execute(wanted, (entry_id,)).fetchone()
+            if row is None:
+                return None
+            with db.blobopen("outbox", "body", entry_id, readonly=True) as document:
+                return Entry(row[0], row[1], json.loads(row[2]), document.read(), *row[3:])
 
     def done(self, entry_id: int) -> None:
         """Forget what has been said."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from crucible_worker.errors import ExitCode, ExitError
 
 MEMORY = "memory"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BUSY_SECONDS = 5.0
 _FILE, _LOCK = "journal.db", "lock"
 # Ids are never given twice: a delivery remembers entries by theirs.
@@ -18,7 +18,7 @@ _SCHEMA = """
 CREATE TABLE claims (id INTEGER PRIMARY KEY AUTOINCREMENT, eval_id TEXT NOT NULL, lease TEXT, engine TEXT NOT NULL,
                      at REAL NOT NULL, run TEXT);
 CREATE TABLE outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, lane TEXT NOT NULL, kind TEXT NOT NULL,
-                     eval_id TEXT NOT NULL, body TEXT NOT NULL, at REAL NOT NULL, answer TEXT);
+                     eval_id TEXT NOT NULL, lease TEXT, at REAL NOT NULL, answer TEXT, body BLOB NOT NULL);
 CREATE INDEX outbox_lane ON outbox (lane, id);
 CREATE TABLE boots (id TEXT PRIMARY KEY);
 CREATE TABLE crashes (eval_id TEXT PRIMARY KEY, count INTEGER NOT NULL, at REAL NOT NULL);
@@ -111,7 +111,8 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+    # Its own cache would grow to 2 MB of results that are written once and read once.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-256"):
         db.execute(f"PRAGMA {pragma}")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in {0, SCHEMA_VERSION}:

@@ -64,7 +64,7 @@ class Deliveries:
             refused = outcome is Outcome.KEY_REFUSED
             self._vitals.trouble("key", f"the queue refuses the key: it {words}" if refused else None)
         if outcome in {Outcome.ACCEPTED, Outcome.ALREADY_SETTLED, Outcome.REJECTED}:
-            self._leases.settled(entry.eval_id, entry.body.get("lease"))
+            self._leases.settled(entry.eval_id, entry.lease)
         match outcome:
             case Outcome.ACCEPTED:
                 self._log.info("result_delivered", **about)

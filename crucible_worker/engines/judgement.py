@@ -33,6 +33,7 @@ def judged(
     befell = daemon.what_befell(container, state) if silent and not oom_killed else frozenset()
     if trailer is None and not (befell or oom_killed or ends.any()):
         trailer = unheard(exit_code)
+    stdout, stderr = conversation.stdout.take(), conversation.stderr.take()
     evidence = verdict.Evidence(
         runtime=runtime,
         limits=follower.limits,
@@ -46,12 +47,12 @@ def judged(
         trailer=trailer,
         counters=follower.meter.counters,
         daemon_error=str(state.get("Error") or ""),
-        stderr_excerpt=conversation.stderr.captured().data[-400:].decode("utf-8", "replace").strip(),
+        stderr_excerpt=stderr.data[-400:].decode("utf-8", "replace").strip(),
     )
     return Run(
         verdict=verdict.judge(evidence),
-        stdout=conversation.stdout.captured(),
-        stderr=conversation.stderr.captured(),
+        stdout=stdout,
+        stderr=stderr,
         runtime=runtime,
         image=image,
         image_id=image_id,

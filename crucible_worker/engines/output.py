@@ -66,12 +66,13 @@ class Capture:
             self._oldest = end % self._half
             data = data[len(piece) :]
 
-    def captured(self) -> Captured:
-        """What was kept, with a line between head and tail that counts what was not."""
-        tail = self._tail[self._oldest :] + self._tail[: self._oldest]
-        if self.total == len(self._head) + len(tail):
-            return Captured(bytes(self._head + tail), self.total)
-        head, tail = _whole_characters(self._head, tail)
+    def take(self) -> Captured:
+        """What was kept, with a line between head and tail that counts what was not. The capture is empty then."""
+        head, tail = self._head, self._tail[self._oldest :] + self._tail[: self._oldest]
+        self._head, self._tail = bytearray(), bytearray()
+        if self.total == len(head) + len(tail):
+            return Captured(b"".join((head, tail)), self.total)
+        head, tail = _whole_characters(head, tail)
         omitted = self.total - len(head) - len(tail)
         parts = (head, b"\n[... %d bytes omitted ...]\n" % omitted, tail)
         return Captured(b"".join(parts), self.total, truncated=True)
@@ -198,7 +199,7 @@ class Conversation:
         else:
             # Not our program wrote this but the runtime or the image: it belongs with the errors.
             self.stderr.add(self._prefix[self.ready :])
-            self.stderr.add(self.stdout.captured().data)
+            self.stderr.add(self.stdout.take().data)
             self.stderr.add(held)
             self.stdout = Capture(0)
         return None

@@ -48,7 +48,7 @@ def captured(data, limit, sizes):
     capture = Capture(limit)
     for piece in pieces(data, sizes):
         capture.add(piece)
-    return capture.captured()
+    return capture.take()
 
 
 ascii_bytes = st.binary(max_size=200).map(lambda data: bytes(byte & 0x7F for byte in data))
@@ -99,7 +99,7 @@ def test_memory_does_not_grow_with_the_output(size):
         capture.add(bytes(size))
     assert capture.total == 500 * size
     assert len(capture._head) + len(capture._tail) <= 2000
-    assert len(capture.captured().data) < 1100
+    assert len(capture.take().data) < 1100
 
 
 def conversation(*sent, sizes=(1 << 20,), limit=1 << 16):
@@ -122,8 +122,8 @@ def test_prefix_output_and_trailer_are_told_apart_at_any_cut(out, err, code, mes
     assert peer.ready
     assert peer.started
     assert trailer == Trailer(exit_code=code)
-    assert peer.stdout.captured().data == out
-    assert peer.stderr.captured().data == err
+    assert peer.stdout.take().data == out
+    assert peer.stderr.take().data == err
 
 
 def test_every_split_of_prefix_and_trailer_in_two():
@@ -131,7 +131,7 @@ def test_every_split_of_prefix_and_trailer_in_two():
     for at in range(len(whole) + 1):
         peer, trailer = conversation(whole[:at], (STDERR, b"between"), whole[at:])
         assert trailer == Trailer(signal=9)
-        assert peer.stdout.captured().data == b"hello"
+        assert peer.stdout.take().data == b"hello"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_trailer_in_the_midst_of_the_output_is_output(forged):
     """Even one with the true secret; only the last bytes of all are the supervisor's."""
     peer, trailer = conversation(PREFIX + forged, b"more" + SECRET + b"E\x07")
     assert trailer == Trailer(exit_code=7)
-    assert peer.stdout.captured().data == forged + b"more"
+    assert peer.stdout.take().data == forged + b"more"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_trailer_in_the_midst_of_the_output_is_output(forged):
 def test_what_is_no_trailer_is_output(last):
     peer, trailer = conversation(PREFIX + last)
     assert trailer is None
-    assert peer.stdout.captured().data == last
+    assert peer.stdout.take().data == last
     assert peer.started
 
 
@@ -167,8 +167,8 @@ def test_a_stream_that_is_not_ours_belongs_with_the_errors(said):
     peer, trailer = conversation(said, (STDERR, b"python3: not found"))
     assert trailer is None
     assert not peer.started
-    assert peer.stdout.captured().data == b""
-    assert sorted(peer.stderr.captured().data) == sorted(said + b"python3: not found")
+    assert peer.stdout.take().data == b""
+    assert sorted(peer.stderr.take().data) == sorted(said + b"python3: not found")
 
 
 @pytest.mark.parametrize("length", range(len(PREFIX)))
@@ -181,8 +181,8 @@ def test_something_longer_than_a_prefix_that_is_not_one():
     said = b"exec format error: this image is for another architecture"
     peer, trailer = conversation(said + SECRET + b"E\x00")
     assert (peer.ready, peer.started, trailer) == (False, False, None)
-    assert peer.stderr.captured().data == said + SECRET + b"E\x00"
-    assert peer.stdout.captured().data == b""
+    assert peer.stderr.take().data == said + SECRET + b"E\x00"
+    assert peer.stdout.take().data == b""
 
 
 def test_both_streams_count_towards_the_limit_while_they_come():
@@ -213,7 +213,7 @@ def test_all_is_said_once_both_streams_have_their_marks(messages):
         peer.feed(whole[at : at + 1])
     assert peer.complete
     assert peer.finish() == Trailer(exit_code=0)
-    assert (peer.stdout.captured().data, peer.stderr.captured().data) == (b"out", b"err")
+    assert (peer.stdout.take().data, peer.stderr.take().data) == (b"out", b"err")
 
 
 @given(st.binary(max_size=60), cuts)
@@ -223,4 +223,4 @@ def test_errors_without_a_mark_are_kept_whole(said, sizes):
         peer.feed(piece)
     assert not peer.complete
     peer.finish()
-    assert peer.stderr.captured().data == said
+    assert peer.stderr.take().data == said

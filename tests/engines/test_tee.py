@@ -43,4 +43,4 @@ def test_a_conversation_passes_on_what_is_said_after_the_start():
     assert said[1:] == [(STDERR, b"two\n"), (STDOUT, b"three")]
     assert talk.finish() is not None
     assert len(said) == 3
-    assert talk.stdout.captured().data == b"one\nthree"
+    assert talk.stdout.take().data == b"one\nthree"
