@@ -289,12 +289,15 @@ def _a_task_at_a_time(queue: EmbeddedQueue, image: str) -> list[Figure]:
 
 
 def _floods(queue: EmbeddedQueue, image: str) -> Figure:
-    """Peak memory of a worker through which 16 sandboxes pour as much as they can."""
-    with worker(queue.url, image, CRUCIBLE_CONCURRENCY="16", CRUCIBLE_WARM="0") as flooded:
-        names = [submit(queue, FLOOD) for _ in range(16)]
-        reasons = {settled(queue, name)["reason"] for name in names}
-        peak = _status(flooded.pid, "VmHWM") / 1024
-    words = f"{peak:.0f} MB, all {', '.join(sorted(reasons))}"
+    """Peak memory of a worker through which 16 sandboxes pour as much as they can; the median of three."""
+    peaks, reasons = [], set()
+    for _ in range(3):
+        with worker(queue.url, image, CRUCIBLE_CONCURRENCY="16", CRUCIBLE_WARM="0") as flooded:
+            names = [submit(queue, FLOOD) for _ in range(16)]
+            reasons |= {settled(queue, name)["reason"] for name in names}
+            peaks.append(_status(flooded.pid, "VmHWM") / 1024)
+    peak = statistics.median(peaks)
+    words = f"{peak:.0f} MB ({min(peaks):.0f}-{max(peaks):.0f}), all {', '.join(sorted(reasons))}"
     return Figure("worker's peak memory, 16 floods in flight", "runc", words, "<= 64 MB", peak <= 64)
 
 
