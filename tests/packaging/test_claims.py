@@ -32,7 +32,9 @@ def steady(text: str) -> str:
 
 @pytest.mark.engine
 @pytest.mark.parametrize(("command", "output"), claims(), ids=lambda text: text[:40])
-def test_a_command_prints_what_a_page_says(pyz, sandbox_image, engine_runtime, tmp_path, command, output):
+def test_a_command_prints_what_a_page_says_and_leaves_nothing(
+    pyz, daemon, sandbox_image, engine_runtime, tmp_path, command, output
+):
     engine_runtime("runsc")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python3").symlink_to(sys.executable)
@@ -40,11 +42,12 @@ def test_a_command_prints_what_a_page_says(pyz, sandbox_image, engine_runtime, t
     kept = {name: os.environ[name] for name in ("HOME", "DOCKER_HOST") if name in os.environ}
     environment = kept | {
         "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "CRUCIBLE_LANGUAGES": f"python={sandbox_image}",
-        "SHIV_ROOT": str(tmp_path / "unpacked"),
+        "SHIV_ROOT": str(tmp_path / "unpacked"), "HOSTNAME": f"test-{tmp_path.name}",
     }  # fmt: skip
     together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, text=True, timeout=120, **together)
     assert steady(done.stdout) == steady(output)
+    assert daemon.containers({"crucible.worker": f"test-{tmp_path.name}"}) == []
 
 
 def test_the_pages_claim_something():
