@@ -103,7 +103,8 @@ class Journal:
             try:
                 yield self._db
             finally:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # an error may have ended it
+                    self._db.execute("ROLLBACK")
 
     # Claims
 

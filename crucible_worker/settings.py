@@ -62,32 +62,34 @@ def _secret(text: str) -> Secret:
     return Secret(text)
 
 
-def _url(text: str) -> str:
-    expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
+def _parts(text: str, expected: str) -> urllib.parse.SplitResult:
+    """The parts of a URL that can be one: with a port that is none, or blanks, it would fail at every connection."""
     try:
         parts = urllib.parse.urlsplit(text)
-        port = parts.port
+        usable = parts.port != 0 and text.isprintable() and " " not in text
     except ValueError:
-        raise ValueError(expected) from None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0 or not _is_one_word(text):
+        usable = False
+    if not usable:
+        raise ValueError(expected)
+    return parts
+
+
+def _url(text: str) -> str:
+    expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
+    parts = _parts(text, expected)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(expected)
     if parts.username or parts.password:
         raise ValueError("a URL must not carry a password; use API_KEY")
     return text.rstrip("/")
 
 
-def _is_one_word(text: str) -> bool:
-    return text.isprintable() and " " not in text
-
-
 def _docker_host(text: str) -> str:
     expected = "expected unix:///PATH or tcp://HOST:PORT"
-    try:
-        parts = urllib.parse.urlsplit(text)
-        host = {"unix": parts.netloc + parts.path, "tcp": parts.hostname if parts.port else None}.get(parts.scheme)
-    except ValueError:
-        raise ValueError(expected) from None
-    if not host or not _is_one_word(text):
+    parts = _parts(text, expected)
+    unix = parts.scheme == "unix" and parts.netloc + parts.path
+    tcp = parts.scheme == "tcp" and parts.hostname and parts.port
+    if not (unix or tcp):
         raise ValueError(expected)
     return text
 
@@ -162,11 +164,15 @@ def _count_or_none(text: str) -> int:
     return int(text)
 
 
-def _number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number) or number <= 0:
+def number(text: str) -> float:
+    """A number above 0. Raises ValueError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value <= 0:
         raise ValueError("expected a number above 0")
-    return number
+    return value
 
 
 def _pairs(text: str) -> Mapping[str, str]:
@@ -288,7 +294,7 @@ class Settings:
         "127.0.0.1 only, not the name localhost",
     )
     memory: int = _setting("256m", _memory, "memory of a sandbox; swap is never added")
-    cpus: float = _setting("1", _number, "CPUs of a sandbox")
+    cpus: float = _setting("1", number, "CPUs of a sandbox")
     processes: int = _setting("64", _count, "processes and threads in a sandbox")
     open_files: int = _setting("256", _count, "open files of a process")
     file_size: int = _setting("64m", _bytes, "the largest file a process may write")

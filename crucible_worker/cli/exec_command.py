@@ -25,7 +25,7 @@ from crucible_worker.model import (
     Task,
     as_bytes,
 )
-from crucible_worker.settings import Settings
+from crucible_worker.settings import Settings, number
 
 EXAMPLE = """A single file's output appears as it is, its verdict on stderr. Several files, or --json, give a line each,
 as they end. A folder stands for all files of the language in it.
@@ -57,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default=DEFAULT_ENGINE, help="docker or gvisor (default: %(default)s)")
     parser.add_argument("--language", default=DEFAULT_LANGUAGE, help="what the files are written in (%(default)s)")
     parser.add_argument(
-        "--timeout", type=options.positive, default=DEFAULT_TIMEOUT, metavar="S", help="seconds (%(default)g)"
+        "--timeout", type=options.flag(number), default=DEFAULT_TIMEOUT, metavar="S", help="seconds (%(default)g)"
     )
     parser.add_argument("--arg", action="append", default=[], metavar="A", help="an argument for it; may be repeated")
     parser.add_argument("--stdin", metavar="FILE", help="what the code reads from its standard input; - is this one's")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from crucible_worker.cli import options
 from crucible_worker.errors import ExitCode, ExitError
-from crucible_worker.settings import Settings, load
+from crucible_worker.settings import Settings, address, load
 
 if TYPE_CHECKING:
     import ssl
@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Where to ask, and how long to wait."""
     parser.add_argument(
         "--address",
-        type=options.address,
+        type=options.flag(address),
         metavar="HOST:PORT",
         help="where the worker listens (CRUCIBLE_HEALTH_ADDRESS)",
     )

@@ -1,14 +1,16 @@
 """Flags for settings, made from their declarations, and reading them with the environment and the file."""
 
 import argparse
-import math
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from crucible_worker import settings
 from crucible_worker.errors import ExitCode, ExitError
 from crucible_worker.settings import Loaded
+
+_T = TypeVar("_T")
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Collection[str] | None = None) -> None:
@@ -30,23 +32,16 @@ def count(text: str) -> int:
     return int(text)
 
 
-def positive(text: str) -> float:
-    """A number above 0, as a flag takes it."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number <= 0:
-        raise argparse.ArgumentTypeError("expected a number above 0")
-    return number
+def flag(read: Callable[[str], _T]) -> Callable[[str], _T]:
+    """A reader of settings as the type of a flag, whose errors say what was expected."""
 
+    def typed(text: str) -> _T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-def address(text: str) -> str:
-    """ADDRESS:PORT, as a flag takes it."""
-    try:
-        return settings.address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return typed
 
 
 def read_settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Loaded:

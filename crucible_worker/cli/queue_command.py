@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Where to listen, what to keep."""
     parser.add_argument(
         "--address",
-        type=options.address,
+        type=options.flag(settings.address),
         default="127.0.0.1:8081",
         metavar="ADDRESS:PORT",
         help="where to listen; port 0 takes a free one (%(default)s)",
@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lease-seconds",
-        type=options.positive,
+        type=options.flag(settings.number),
         default=store.DEFAULT_LEASE_SECONDS,
         metavar="S",
         help="a worker that renews its lease and then is silent for so long loses its task (%(default)g)",
@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-hours",
-        type=options.positive,
+        type=options.flag(settings.number),
         default=store.DEFAULT_KEEP_SECONDS / 3600,
         metavar="H",
         help="for how long settled tasks are kept (%(default)g)",
