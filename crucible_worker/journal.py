@@ -111,7 +111,7 @@ class Journal:
     def claim(self, eval_id: str, lease: str | None, engine: str, at: float) -> int:
         """Note a claim before its sandbox is made. Returns its id. `at` is Unix time."""
         with self._transaction() as db:
-            row = (_key(eval_id), lease, engine, at)
+            row = (_key(eval_id), _key(lease), _key(engine), at)
             found = db.execute("INSERT INTO claims (eval_id, lease, engine, at) VALUES (?, ?, ?, ?)", row)
             return int(found.lastrowid or 0)
 
@@ -135,7 +135,10 @@ class Journal:
         """All open claims, oldest first."""
         with self._reading() as db:
             rows = db.execute("SELECT id, eval_id, lease, engine, at, run FROM claims ORDER BY id").fetchall()
-        return [Claim(r[0], json.loads(r[1]), r[2], r[3], r[4], json.loads(r[5]) if r[5] else None) for r in rows]
+        return [
+            Claim(r[0], json.loads(r[1]), json.loads(r[2]), json.loads(r[3]), r[4], json.loads(r[5]) if r[5] else None)
+            for r in rows
+        ]
 
     def crashed(self, eval_id: str, at: float) -> int:
         """Note that a worker has ended while it had this task. Returns how often that has happened."""
@@ -164,7 +167,7 @@ class Journal:
     @staticmethod
     def _put(db: sqlite3.Connection, lane: str, kind: str, eval_id: str, body: Mapping[str, Any], at: float) -> None:
         # Piece by piece: a document has megabytes of output, twice, and every slot may put one in at once.
-        row = (lane, kind, _key(eval_id), body.get("lease"), at, sum(map(len, _JSON.iterencode(body))))
+        row = (lane, kind, _key(eval_id), _key(body.get("lease")), at, sum(map(len, _JSON.iterencode(body))))
         found = db.execute(
             "INSERT INTO outbox (lane, kind, eval_id, lease, at, body) VALUES (?, ?, ?, ?, ?, zeroblob(?))", row
         )
@@ -186,7 +189,7 @@ class Journal:
             if row is None:
                 return None
             with db.blobopen("outbox", "body", entry_id, readonly=True) as document:
-                return Entry(row[0], row[1], json.loads(row[2]), document.read(), *row[3:])
+                return Entry(row[0], row[1], json.loads(row[2]), document.read(), json.loads(row[3]), *row[4:])
 
     def done(self, entry_id: int) -> None:
         """Forget what has been said."""
@@ -260,6 +263,6 @@ def _errors() -> Iterator[None]:
         raise JournalError(str(error)) from error
 
 
-def _key(eval_id: str) -> str:
-    """Any text as SQLite can keep it: JSON in ASCII, since lone surrogates are no UTF-8."""
-    return json.dumps(eval_id)
+def _key(text: str | None) -> str:
+    """Any text, or none, as SQLite can keep it: JSON in ASCII, since lone surrogates are no UTF-8."""
+    return json.dumps(text)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crucible_worker import statefile
@@ -34,14 +34,15 @@ def test_a_claim_stays_until_it_is_settled(journal):
     assert (entry.kind, entry.eval_id, entry.body, entry.at) == ("complete", "task", {"output": 1}, 2.0)
 
 
-@given(ANY_TEXT, ANY_TEXT)
-def test_any_text_comes_back_as_it_was(eval_id, text):
+@example("\ud800", "\ud800", "\ud800")
+@given(ANY_TEXT, st.none() | ANY_TEXT, ANY_TEXT)
+def test_any_text_comes_back_as_it_was(eval_id, lease, text):
     journal = Journal.of("memory")
-    claim = journal.claim(eval_id, None, "docker", 0.0)
-    assert journal.claims()[0].eval_id == eval_id
-    journal.settle(claim, "fail", eval_id, {"error": text}, 0.0)
+    claim = journal.claim(eval_id, lease, text, 0.0)
+    assert journal.claims() == [Claim(claim, eval_id, lease, text, 0.0)]
+    journal.settle(claim, "fail", eval_id, {"error": text, "lease": lease}, 0.0)
     entry = journal.entry(journal.pending(RESULTS)[0])
-    assert (entry.eval_id, entry.body["error"]) == (eval_id, text)
+    assert (entry.eval_id, entry.lease, entry.body["error"]) == (eval_id, lease, text)
     journal.close()
 
 
