@@ -13,7 +13,7 @@ import crucible_worker
 PACKAGE = "crucible_worker"
 ROOT = Path(crucible_worker.__file__).parent
 ADAPTERS = ("queues", "engines", "events", "embedded", "observe")
-LEAVES = {"model", "errors", "settings"}
+LEAVES = {"model", "errors", "settings", "readers", "secret"}
 COSTLY = {"docker", "structlog", "prometheus_client", "redis"}
 
 
@@ -80,7 +80,7 @@ def test_the_vocabulary_imports_nothing_of_ours(module):
     assert module.ours() == set()
 
 
-@each("errors", "settings", "transport", "backoff", "vitals", "outbox", "supervisor")
+@each("errors", "secret", "readers", "settings", "transport", "backoff", "vitals", "outbox", "supervisor")
 def test_leaves_import_only_leaves(module):
     assert module.ours() <= LEAVES | {"__version__"}
 

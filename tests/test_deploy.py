@@ -13,7 +13,7 @@ import pytest
 import yaml
 from precondition import unavailable
 
-from crucible_worker import lifecycle, settings
+from crucible_worker import lifecycle, readers, settings
 from crucible_worker.cli import service
 from crucible_worker.cli.main import COMMANDS
 from crucible_worker.observe import server
@@ -35,7 +35,7 @@ def accepted(environ: dict[str, str]) -> settings.Settings:
 
 
 def seconds(text: str) -> float:
-    return settings._seconds(text)
+    return readers.seconds(text)
 
 
 # systemd

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from crucible_worker.errors import ExitError
 from crucible_worker.model import Language
-from crucible_worker.settings import Loaded, Secret, Settings, describe, load
+from crucible_worker.secret import Secret
+from crucible_worker.settings import Loaded, Settings, describe, load
 
 SECRET = "s3cr3t-k3y"
 

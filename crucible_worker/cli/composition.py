@@ -5,7 +5,8 @@ from collections.abc import Callable
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.fleet import EngineState, Fleet
 from crucible_worker.errors import ExitError
-from crucible_worker.settings import Loaded, Secret, Settings, read_secret
+from crucible_worker.secret import Secret
+from crucible_worker.settings import Loaded, Settings, read_secret
 from crucible_worker.transport import HttpTransport, tls_context
 
 

@@ -17,7 +17,8 @@ from crucible_worker.doctor.preconditions import preconditions
 from crucible_worker.engines.daemon import Daemon, DaemonGoneError
 from crucible_worker.errors import ExitCode, ExitError, TaskError
 from crucible_worker.observe.masking import Mask, shorten
-from crucible_worker.settings import Loaded, Settings, without_password
+from crucible_worker.secret import without_password
+from crucible_worker.settings import Loaded, Settings
 
 EXAMPLE = """Run it as the worker's user, with the worker's settings. It claims no task, publishes no event and leaves
 nothing behind; a worker may run beside it. Every check has a deadline, so that a hung engine or queue shows as one.

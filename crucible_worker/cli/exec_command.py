@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TextIO
 
+from crucible_worker import readers
 from crucible_worker.cli import composition, options, parallel
 from crucible_worker.cli.files import STDIN, expand, read_code, suffix_of
 from crucible_worker.cli.progress import Progress, summary
@@ -25,7 +26,7 @@ from crucible_worker.model import (
     Task,
     as_bytes,
 )
-from crucible_worker.settings import Settings, number
+from crucible_worker.settings import Settings
 
 EXAMPLE = """A single file's output appears as it is, its verdict on stderr. Several files, or --json, give a line each,
 as they end. A folder stands for all files of the language in it.
@@ -57,11 +58,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default=DEFAULT_ENGINE, help="docker or gvisor (default: %(default)s)")
     parser.add_argument("--language", default=DEFAULT_LANGUAGE, help="what the files are written in (%(default)s)")
     parser.add_argument(
-        "--timeout", type=options.flag(number), default=DEFAULT_TIMEOUT, metavar="S", help="seconds (%(default)g)"
+        "--timeout",
+        type=options.flag(readers.number),
+        default=DEFAULT_TIMEOUT,
+        metavar="S",
+        help="seconds (%(default)g)",
     )
     parser.add_argument("--arg", action="append", default=[], metavar="A", help="an argument for it; may be repeated")
     parser.add_argument("--stdin", metavar="FILE", help="what the code reads from its standard input; - is this one's")
-    parser.add_argument("--jobs", type=options.count, default=1, metavar="N", help="how many to run at once (1)")
+    parser.add_argument(
+        "--jobs", type=options.flag(readers.count), default=1, metavar="N", help="how many to run at once (1)"
+    )
     parser.add_argument("--json", action="store_true", help="print one RESULT object a line")
     parser.add_argument("--reflect-exit-status", action="store_true", help="exit as the program did; for one file")
     options.add_settings(parser, _SETTINGS)

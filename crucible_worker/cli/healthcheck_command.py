@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crucible_worker import readers
 from crucible_worker.cli import options
 from crucible_worker.errors import ExitCode, ExitError
-from crucible_worker.settings import Settings, address, load
+from crucible_worker.settings import Settings, load
 
 if TYPE_CHECKING:
     import ssl
@@ -27,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Where to ask, and how long to wait."""
     parser.add_argument(
         "--address",
-        type=options.flag(address),
+        type=options.flag(readers.address),
         metavar="HOST:PORT",
         help="where the worker listens (CRUCIBLE_HEALTH_ADDRESS)",
     )

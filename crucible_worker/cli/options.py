@@ -25,13 +25,6 @@ def add_settings(parser: argparse.ArgumentParser, names: Collection[str] | None 
             group.add_argument(d.flag, dest=dest, metavar="V", help=f"{d.help}{shown} [{source}]")
 
 
-def count(text: str) -> int:
-    """A number of things, at least one, as a flag takes it."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError("expected a whole number of at least 1")
-    return int(text)
-
-
 def flag(read: Callable[[str], _T]) -> Callable[[str], _T]:
     """A reader of settings as the type of a flag, whose errors say what was expected."""
 

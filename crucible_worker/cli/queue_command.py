@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Mapping
 
-from crucible_worker import settings
+from crucible_worker import readers, settings
 from crucible_worker.cli import options
 from crucible_worker.embedded import store
 from crucible_worker.embedded.server import EmbeddedQueue
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Where to listen, what to keep."""
     parser.add_argument(
         "--address",
-        type=options.flag(settings.address),
+        type=options.flag(readers.address),
         default="127.0.0.1:8081",
         metavar="ADDRESS:PORT",
         help="where to listen; port 0 takes a free one (%(default)s)",
@@ -39,32 +39,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lease-seconds",
-        type=options.flag(settings.number),
+        type=options.flag(readers.number),
         default=store.DEFAULT_LEASE_SECONDS,
         metavar="S",
         help="a worker that renews its lease and then is silent for so long loses its task (%(default)g)",
     )
     parser.add_argument(
         "--keep",
-        type=_count,
+        type=options.flag(readers.count_or_none),
         default=store.DEFAULT_KEEP,
         metavar="N",
         help="how many settled tasks are kept (%(default)s)",
     )
     parser.add_argument(
         "--keep-hours",
-        type=options.flag(settings.number),
+        type=options.flag(readers.number),
         default=store.DEFAULT_KEEP_SECONDS / 3600,
         metavar="H",
         help="for how long settled tasks are kept (%(default)g)",
     )
     parser.add_argument("--api-key-file", metavar="FILE", help="file with the key that calls need")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError("expected a whole number")
-    return int(text)
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from crucible_worker import settings
+from crucible_worker import readers, settings
 from crucible_worker.cli import options, parallel
 from crucible_worker.cli.files import STDIN, expand, read_code, suffix_of
 from crucible_worker.cli.progress import Progress, summary
@@ -46,7 +46,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that each may run")
     parser.add_argument("--arg", action="append", dest="args", metavar="A", help="an argument for it; may be repeated")
     parser.add_argument("--stdin", metavar="FILE", help="what the code reads from its standard input; - is this one's")
-    parser.add_argument("--jobs", type=options.count, default=1, metavar="N", help="requests to the queue at once (1)")
+    parser.add_argument(
+        "--jobs", type=options.flag(readers.count), default=1, metavar="N", help="requests to the queue at once (1)"
+    )
     parser.add_argument("--priority", type=int, metavar="N", help="higher ones run first (0)")
     parser.add_argument("--queue-url", metavar="URL", help="the queue, instead of QUEUE_SERVICE_URL")
     parser.add_argument("--api-key-file", metavar="FILE", help="file with the queue's key")

@@ -8,7 +8,7 @@ from crucible_worker.doctor.checks import Finding, failed, passed, skipped, warn
 from crucible_worker.doctor.host import MAX_SKEW_SECONDS, NEED_CLOCK
 from crucible_worker.doctor.network import Peer, hung_up_mend, tls_mend
 from crucible_worker.errors import ExitError, KeyRefusedError, RejectedError, RetryError
-from crucible_worker.settings import without_password
+from crucible_worker.secret import without_password
 from crucible_worker.transport import HttpTransport, Response
 
 ANSWER_SECONDS = 10.0
