@@ -12,6 +12,7 @@ from crucible_worker.engines.artifacts import Collector, dismissal
 from crucible_worker.engines.counters import Meter
 from crucible_worker.engines.daemon import Daemon
 from crucible_worker.engines.output import Conversation
+from crucible_worker.errors import TaskError
 from crucible_worker.model import Limits
 
 BOOT_SECONDS = 30.0  # from start to the code's first instruction; a loaded host has been seen to need 5
@@ -144,6 +145,14 @@ class Follower:
         # The code may have closed its streams and gone on.
         self._await_end(reader.deadline)
 
+    def _kill(self) -> TaskError | None:
+        """End the sandbox. An engine may refuse what it has half done: whether it has ended decides."""
+        try:
+            self._daemon.kill(self._container)
+        except TaskError as error:
+            return error
+        return None
+
     @property
     def concluded(self) -> bool:
         """Whether the supervisor has said all that it has to say: both streams, how it ended, and the artifacts."""
@@ -162,9 +171,10 @@ class Follower:
 
         Its streams must be closed by then: the daemon does not finish a kill while output waits for a reader.
         """
-        if self.ends.any():
-            self._daemon.kill(self._container)
+        refused = self._kill() if self.ends.any() else None
         exit_code = self._daemon.wait(self._container, KILL_SECONDS)
+        if refused and exit_code is None:
+            raise refused
         inspected = self._daemon.inspect(self._container) or {}
         return exit_code, inspected.get("State") or {}
 

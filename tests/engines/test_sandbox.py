@@ -374,6 +374,11 @@ def test_a_stopped_program_runs_out_of_time(sandbox):
     assert run.verdict.reason is Reason.TIMEOUT
 
 
+def test_a_sandbox_that_somebody_pauses_gets_no_more_time(sandbox, docker_client):
+    run = sandbox("print('so far')\n" + FOREVER, timeout_seconds=2.0, on_start=docker_client.pause)
+    assert (run.verdict.reason, run.verdict.status) == (Reason.TIMEOUT, Status.TIMEOUT)
+
+
 def test_a_sandbox_killed_from_outside_has_no_verdict(sandbox):
     error = error_of(sandbox, FOREVER, on_start=sandbox.daemon.kill)
     assert (error.reason, str(error)) == (
