@@ -19,6 +19,16 @@ pytestmark = pytest.mark.engine
 LONG = "import time\nprint('hello', flush=True)\ntime.sleep(8)\nprint('bye')"
 
 
+def fill(ballast: Path) -> bool:
+    """Leave no byte free on the disk where `ballast` is to be."""
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with suppress(OSError):
+                while file.write(b"x" * size) == size:
+                    pass
+    return True
+
+
 @pytest.fixture
 def small_disk(scene):
     """The state directory is a disk of two megabytes. Returns what fills it to the brim, and what makes room again."""
@@ -27,23 +37,14 @@ def small_disk(scene):
     scene.state.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(scene.state)], check=True)
     ballast = scene.state / "ballast"
-
-    def fill() -> bool:
-        with suppress(OSError), ballast.open("wb", buffering=0) as file:
-            for size in (4096, 1):
-                with suppress(OSError):
-                    while file.write(b"x" * size):
-                        pass
-        return True
-
-    yield fill, ballast.unlink
+    yield lambda: fill(ballast), ballast.unlink
     scene.starter.close()
     subprocess.run(["umount", str(scene.state)], check=True)
 
 
 def test_a_disk_that_fills_up_under_a_task_costs_nothing(scene, small_disk, survived):
-    fill, make_room = small_disk
-    fault = scene.docker_proxy.arm("output", AFTER, fill)
+    fill_it, make_room = small_disk
+    fault = scene.docker_proxy.arm("output", AFTER, fill_it)
     task = scene.submit()
     worker = scene.worker(CRUCIBLE_DISK_RESERVE="1k")
     assert fault.happened.wait(60)
@@ -64,8 +65,8 @@ def test_a_disk_that_fills_up_under_a_task_costs_nothing(scene, small_disk, surv
 
 
 def test_a_disk_that_is_nearly_full_stops_the_claiming(scene, small_disk, survived):
-    fill, make_room = small_disk
-    fill()
+    fill_it, make_room = small_disk
+    fill_it()
     Proxy.injected["disk full"] += 1
     make_room()
     (scene.state / "ballast").write_bytes(b"x" * 1_000_000)
@@ -129,7 +130,7 @@ def test_a_clock_that_is_set_by_an_hour_changes_no_verdict(jump, scene, clock, s
 
 @pytest.fixture(scope="module")
 def engine():
-    with private_docker() as docker:
+    with private_docker(disk="400m") as docker:
         yield docker
 
 
@@ -167,6 +168,24 @@ def test_an_engine_that_goes_away_under_a_task_settles_it_and_the_worker_recover
     engine.start()
     scene.settled_well(waiting)
     survived[f"engine {way}"] += 1
+    scene.ends_clean(worker)
+
+
+def test_an_engine_without_room_says_so_and_the_worker_recovers(own, survived):
+    scene, engine = own
+    ballast = engine.data / "ballast"
+    task = scene.submit()
+    fault = scene.docker_proxy.arm("create", BEFORE, lambda: fill(ballast))
+    worker = scene.worker()
+    assert fault.happened.wait(60)
+    worker.event("engine_unavailable")
+    result = scene.result(task)
+    assert result["error"].startswith("engine_unavailable: ")
+    assert "no space left on device" in result["error"]
+    waiting = scene.submit()
+    ballast.unlink()
+    scene.settled_well(waiting)
+    survived["engine's disk full"] += 1
     scene.ends_clean(worker)
 
 

@@ -26,6 +26,7 @@ class PrivateDocker:
         self._within = within
         self.socket = f"{root}/docker.sock"
         self.host = f"unix://{self.socket}"
+        self.data = root / "data"
         self._root = root
         self._process: subprocess.Popen | None = None
         self._log: threading.Thread | None = None
@@ -46,7 +47,7 @@ class PrivateDocker:
         self._process = subprocess.Popen(
             [
                 *self._within, "unshare", "--net", "dockerd", "--config-file", f"{root}/daemon.json",
-                "-H", self.host, "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
+                "-H", self.host, "--data-root", str(self.data), "--exec-root", f"{root}/exec",
                 "--pidfile", f"{root}/pid", "--bridge=none", "--iptables=false",
             ],
             stderr=subprocess.PIPE, text=True,
@@ -93,18 +94,23 @@ class PrivateDocker:
 
 
 @contextmanager
-def private_docker(defaults: Mapping[str, object] | None = None, within: Sequence[str] = ()) -> Iterator[PrivateDocker]:
-    """One that runs and has the sandbox image; started by `within`, if that is given."""
+def private_docker(
+    defaults: Mapping[str, object] | None = None, within: Sequence[str] = (), disk: str = ""
+) -> Iterator[PrivateDocker]:
+    """One that runs and has the sandbox image; started by `within`, with a disk of its own of size `disk`, if given."""
     if shutil.which("dockerd") is None or os.geteuid() != 0:
         unavailable("a Docker Engine of our own needs dockerd and root")
     root = Path(tempfile.mkdtemp(prefix="cw-"))
     root.chmod(0o711)  # the users that it may map must get through
     docker = PrivateDocker(root, defaults, within)
+    docker.data.mkdir()
+    if disk:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk}", "tmpfs", str(docker.data)], check=True)
     try:
         docker.start()
         docker.build_image()
         yield docker
     finally:
         docker.stop()
-        subprocess.run(["umount", "-R", f"{root}/data", f"{root}/exec/netns"], check=False, capture_output=True)
+        subprocess.run(["umount", "-R", str(docker.data), f"{root}/exec/netns"], check=False, capture_output=True)
         shutil.rmtree(root, ignore_errors=True)
