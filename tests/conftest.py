@@ -17,8 +17,10 @@ from crucible_worker.engines.runtimes import unfit
 __all__ = ["runtime", "sandbox"]
 
 SANDBOX_IMAGE = "crucible-sandbox:python"
-# A shell starts what runs in its background deaf to Ctrl-C, nohup to the end of a session; children inherit that.
+# A shell starts what runs in its background deaf to Ctrl-C and Ctrl-\, nohup to the end of a session; children inherit
+# that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 

@@ -17,7 +17,10 @@ REFUSALS = {
     "ESOCKTNOSUPPORT", "signal 9",
 }  # fmt: skip
 # gVisor's kernel serves these itself: what they change is its own, and ends with it.
-SERVED_BY_GVISOR = {"new user namespace", "new mount namespace", "/dev/fuse", "priority"}
+SERVED_BY_GVISOR = {
+    "new user namespace", "new mount namespace", "born into a user namespace", "born into a network", "/dev/fuse",
+    "priority",
+}  # fmt: skip
 DEVICES = {
     "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty",
     "urandom", "zero",
