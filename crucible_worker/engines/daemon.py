@@ -133,6 +133,9 @@ class Daemon:
 
     def kill(self, container: str) -> None:
         """Kill a container's processes. One that has ended, or is gone, is as it should be."""
+        if self._podman:
+            # Podman kills what is paused in vain, and takes it for ended from then on; Docker lets it go on first.
+            self._allowing({404, 409, 500}, "unpause a sandbox", lambda client: client.unpause(container))
         self._allowing({404, 409}, "kill a sandbox", lambda client: client.kill(container))
 
     def what_befell(self, container: str, state: Mapping[str, Any]) -> frozenset[str]:
