@@ -332,7 +332,7 @@ class Evaluations:
             self._settlement.complete(job.slot, job.claim, outcome, lease)
             job.live.finish()
         else:
-            error = _SHUTDOWN if isinstance(outcome, Result) else outcome
+            error = _SHUTDOWN if isinstance(outcome, Result) or _left_undone(outcome, job.hold) else outcome
             unfinished = error.reason in {Reason.WORKER_SHUTDOWN, Reason.WORKER_CRASHED}
             say = self._settlement.give_up if unfinished else self._settlement.fail
             seconds = self._clock() - began
@@ -344,6 +344,11 @@ class Evaluations:
 
     def _expect(self, slot: int, timeout: float, task: Task) -> None:
         self._vitals.expect(slot, "running", timeout + ENGINE_SECONDS, task.eval_id, task.engine)
+
+
+def _left_undone(error: TaskError, hold: Hold) -> bool:
+    """Whether the engine failed a task that the worker was about to give up anyway."""
+    return hold.stopping and error.reason in {Reason.ENGINE_ERROR, Reason.ENGINE_UNAVAILABLE}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

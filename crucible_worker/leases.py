@@ -48,6 +48,11 @@ class Hold:
         """Whether the task is to be ended."""
         return self.cancelled or self.lost or self._shutdown.is_set()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it is to be ended for the worker's sake alone."""
+        return self._shutdown.is_set() and not self.cancelled and not self.lost
+
 
 class Leases:
     """Holds tasks until their results are delivered. May be shared by threads."""

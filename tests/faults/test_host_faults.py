@@ -171,6 +171,25 @@ def test_an_engine_that_goes_away_under_a_task_settles_it_and_the_worker_recover
     scene.ends_clean(worker)
 
 
+def test_an_engine_that_dies_under_a_worker_that_has_to_go_leaves_the_task_to_another(own, survived):
+    scene, engine = own
+    task = scene.submit(CODE.replace("0.7", "8"), timeout=60)
+    worker = scene.worker()
+    fault = scene.docker_proxy.arm("output", AFTER, lambda: engine.freeze() or True)
+    assert fault.happened.wait(60)
+    worker.signal(signal.SIGQUIT)
+    worker.event("shutdown_requested")
+    engine.kill()
+    assert worker.exit_code() == 0
+    told = scene.ask("GET", f"/tasks/{task}")
+    assert told["status"] == "queued", str(told)
+    survived["engine dies at the end"] += 1
+    engine.start()
+    again = scene.worker()
+    scene.settled_well(task)
+    scene.ends_clean(again)
+
+
 def test_an_engine_without_room_says_so_and_the_worker_recovers(own, survived):
     scene, engine = own
     ballast = engine.data / "ballast"
@@ -229,6 +248,7 @@ def test_an_engine_that_hangs_does_not_keep_a_worker_that_has_to_go(own, survive
     again.event("engine_available")
     again.signal(signal.SIGQUIT)
     assert again.exit_code() == 0
-    assert scene.ask("GET", f"/tasks/{task}")["status"] == "queued", "given back"
+    told = scene.ask("GET", f"/tasks/{task}")
+    assert told["status"] == "queued", str(told)
     scene.nothing_left()
     survived["hang at the end"] += 1
