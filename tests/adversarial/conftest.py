@@ -61,7 +61,7 @@ class Host:
             **LIMITS | limits,
         )
         if run.verdict.reason is not Reason.EXITED:
-            return {"verdict": (run.verdict, run.stderr.data[-500:])}
+            return {"verdict": (run.verdict, run.peak_memory_bytes, run.stderr.data[-500:])}
         facts = json.loads(run.stdout.data)
         return dict(_weaknesses(facts, plain, self.secret)) | dict(_seen_outside(inspected[0], self.secret))
 
