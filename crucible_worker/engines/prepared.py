@@ -87,6 +87,7 @@ class Maker:
                 streams = self._started(container)
             except BaseException:
                 destroy_quietly(self._daemon, container)
+                processes.kill_shim(container)
                 raise
             lap("start")
             stack.callback(streams.close)

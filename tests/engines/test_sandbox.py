@@ -5,9 +5,11 @@ import io
 import json
 import tarfile
 import threading
+import time
 import tracemalloc
 import uuid
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -459,10 +461,28 @@ def test_an_image_with_volumes_is_refused(sandbox, make_image):
     assert (error.reason, str(error)) == (Reason.IMAGE_REFUSED, f"image {image} declares volumes (/data)")
 
 
-def test_an_image_without_python_never_starts(sandbox, make_image):
+def wait_for_the_end_of_shims(container: str) -> None:
+    """Wait until containerd has nothing beside a container any more."""
+    named, deadline = f"\0-id\0{container}".encode(), time.monotonic() + 20
+
+    def commands() -> Iterator[bytes]:
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                yield file.read_bytes()
+
+    while left := [command for command in commands() if named in command]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def test_an_image_without_python_never_starts(sandbox, make_image, monkeypatch):
+    made = []
+    create = sandbox.daemon.create
+    monkeypatch.setattr(sandbox.daemon, "create", lambda *given: made.append(create(*given)) or made[0])
     error = error_of(sandbox, "", image=make_image())
     assert error.reason is Reason.ENGINE_UNAVAILABLE
     assert "python3" in str(error)
+    wait_for_the_end_of_shims(made[0])
 
 
 def test_what_an_image_declares_does_not_weaken_the_sandbox(sandbox, docker_client):
