@@ -79,7 +79,7 @@ MUTATIONS = {
     "open files": (without_ulimit("nofile", 4096), "limit NOFILE"),
     "size of files": (without_ulimit("fsize", 1 << 40), "limit FSIZE"),
     "core dumps": (without_ulimit("core", 1 << 40), "limit CORE"),
-    "IPC": (without("IpcMode", "host"), "ipc namespace"),
+    "IPC": (without("IpcMode", "host", ShmSize=0), "ipc namespace"),
     "cgroups": (without("CgroupnsMode", "host"), "cgroup namespace"),
     "processes of the host": (without("PidMode", "host"), "pid namespace"),
     "host name": (with_the_hosts_name, "host name"),

@@ -7,6 +7,7 @@ from worker_process import sandboxes
 from crucible_worker.engines.daemon import Daemon
 
 pytestmark = pytest.mark.engine
+ENGINES = {"CRUCIBLE_ENGINES": "docker=runc"}  # which it has, whatever the engine under test has
 GOOD = {"eval_id": "good", "code": "print('good')"}
 LONG = {"eval_id": "long", "code": "import time; time.sleep(300)", "timeout": 300}
 
@@ -28,7 +29,7 @@ def again(private_docker):
 def test_without_a_daemon_the_worker_stays_claims_nothing_and_recovers(again, queue, receiver, start):
     again.stop()
     queue.push(GOOD)
-    worker = start(DOCKER_HOST=again.host)
+    worker = start(DOCKER_HOST=again.host, **ENGINES)
     line = worker.event("engine_unavailable", engine="docker")
     assert "does not answer" in line["error"]
     code, health = worker.get("/health")
@@ -44,7 +45,8 @@ def test_without_a_daemon_the_worker_stays_claims_nothing_and_recovers(again, qu
 
 def test_a_daemon_that_goes_away_fails_the_task_and_not_the_worker(again, queue, receiver, start):
     queue.push(LONG, GOOD)
-    worker = start(DOCKER_HOST=again.host, EVENT_BUS_URL=f"{receiver.url}/events", CRUCIBLE_ENGINE_PROBE_INTERVAL="1")
+    settings = {"EVENT_BUS_URL": f"{receiver.url}/events", "CRUCIBLE_ENGINE_PROBE_INTERVAL": "1"}
+    worker = start(DOCKER_HOST=again.host, **ENGINES, **settings)
     receiver.wait(lambda: receiver.calls)
     again.kill()
     assert queue.failed("long").startswith("engine_error: ")
