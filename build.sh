@@ -29,8 +29,9 @@ Usage: ./build.sh [COMMAND] [ARGUMENTS]
   matrix ENGINE [PYTEST ARGS]
                        run the engine tests on another engine, made of Debian sid: docker, crun, podman, podman-runsc,
                        rootless; or on Debian 12's Docker in a machine with cgroup version 2 alone and systemd:
-                       cgroup2, cgroup2-cgroupfs; units, rootless-docker and rootless-podman test the deployments
-                       of docs/operations.md there; takes five minutes to an hour, and root
+                       cgroup2, cgroup2-cgroupfs, and cgroup2-runsc for gVisor; units, rootless-docker and
+                       rootless-podman test the deployments of docs/operations.md there; takes five minutes to
+                       an hour, and root
   bench [ARGUMENTS]    compare sandboxes side by side and write bench/RESULTS.md; takes a quarter of an hour
   release              make dist/crucible-worker-VERSION.tar, all that a host without a network needs
   lint                 ruff, mypy and shellcheck
@@ -463,6 +464,7 @@ matrix() {
   dev_environment
   command -v runsc >/dev/null || install "the engines get this host's gVisor" runsc
   has_all debootstrap curl || install "other engines are made of Debian packages" debootstrap curl
+  [[ $1 != cgroup2-runsc ]] || has_all qemu-system-x86_64 || install "gVisor gets a machine of its own" qemu-system-x86
   tests/matrix/run.sh "$dev/bin/python" "$@"
 }
 

@@ -1,5 +1,6 @@
 """Real sandboxes for tests: programs run in them, and what is left of them is found."""
 
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from crucible_worker.engines.runtimes import shares_kernel
 from crucible_worker.engines.sandbox import Job, Sandboxes
 from crucible_worker.engines.undertaker import Undertaker
 from crucible_worker.model import Language, Limits, Run
+
+# How many times longer code may take than here: on a machine that is emulated.
+SLOWNESS = float(os.environ.get("TEST_SLOWNESS", "1"))
 
 
 class Starts(Nobody):
@@ -60,7 +64,7 @@ class Bench:
     ) -> Run:
         """Run one program; more keywords are limits."""
         language = language or Language(image or self.image)
-        bounds = Limits(**{"timeout_seconds": 10.0} | limits)
+        bounds = Limits(**limits | {"timeout_seconds": limits.get("timeout_seconds", 10.0) * SLOWNESS})
         job = Job(code, stdin, language, bounds, self.labels, tuple(args), files or {})
         prepared = self._prepared(language, bounds) if self.warm else None
         return self._sandboxes.run(job, cancel or threading.Event(), Starts(on_start), prepared)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Boots a Debian of its own, with systemd and cgroup version 2 alone, and runs the engine tests in it. Its kernel is
-# Linux compiled to run as a process (user-mode Linux), so that the host needs no virtualisation.
+# Boots a Debian of its own, with systemd and cgroup version 2 alone, and runs the engine tests in it. The host needs no
+# virtualisation: its kernel is Linux compiled to run as a process (user-mode Linux), or, for gVisor, which asks for more
+# than that one has, Debian's own on processors that QEMU emulates, many times slower.
 # Usage: machine.sh PYTHON SID ENGINE [PYTEST ARGUMENTS]; SID is a Debian sid that has user-mode-linux.
 set -euo pipefail
 python=$1 sid=$2 engine=$3
@@ -10,7 +11,7 @@ packages="systemd systemd-sysv dbus dbus-user-session libpam-systemd kmod procps
 case $engine in
   rootless-docker) suite=trixie packages+=" docker-cli rootlesskit uidmap slirp4netns iproute2" ;;
   rootless-podman) suite=sid packages+=" podman crun uidmap passt" ;;
-  *) suite=bookworm packages+=" redis-server openssl faketime nodejs node-cjs-module-lexer tcc libc6-dev busybox-static docker-registry" ;;
+  *) suite=bookworm packages+=" linux-image-amd64 initramfs-tools apparmor runsc redis-server openssl faketime nodejs node-cjs-module-lexer tcc libc6-dev busybox-static docker-registry" ;;
 esac
 root=${MACHINE_ROOT:-$PWD/build/machine-root}-$suite
 shared=$(mktemp -d /tmp/cw-machine-XXXXXX)
@@ -45,9 +46,13 @@ printf '%q ' cd "$PWD" >"$shared/command"
 printf '\nexec ' >>"$shared/command"
 printf '%q ' bash tests/matrix/guest.sh "$python" "$engine" "$@" >>"$shared/command"
 
-rm -rf "$root"/lib/modules
 mkdir -p "$root/lib/modules" "$root/host"
-cp -R "$sid"/usr/lib/uml/modules/. "$root/lib/modules/"
+if [[ $engine == cgroup2-runsc ]]; then
+  host="mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=mmap host /host"
+else
+  cp -R "$sid"/usr/lib/uml/modules/. "$root/lib/modules/"
+  host="mount -t hostfs -o /host none /host"
+fi
 for unit in docker.service docker.socket containerd.service redis-server.service docker-registry.service; do
   ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
@@ -58,7 +63,7 @@ After=multi-user.target
 Type=oneshot
 # hostfs takes its options as they are, as mount(2) has them.
 Environment=LIBMOUNT_FORCE_MOUNT2=always
-ExecStart=/bin/mount -t hostfs -o /host none /host
+ExecStart=/bin/$host
 ExecStart=/bin/bash -c 'while read -r folder; do mkdir -p \$folder && mount --bind /host\$folder \$folder; done </host$shared/folders'
 ExecStart=/bin/bash -c 'bash /host$shared/command >/host$shared/output 2>&1; echo \$? >/host$shared/status'
 ExecStopPost=/sbin/poweroff
@@ -66,16 +71,30 @@ UNIT
 mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
 ln -sf ../tests.service "$root/etc/systemd/system/multi-user.target.wants/tests.service"
 mke2fs -q -t ext4 -d "$root" "$shared/disk" 8G >/dev/null
-exec {lock}>&-
 
-# The kernel wants sid's libc, and the host's files at /host.
+on_uml() { # it wants sid's libc, and the host's files at /host
+  # shellcheck disable=SC2016 # expanded in there
+  unshare --mount --propagation private bash -c '
+    mkdir -p "$0/host" && mount --rbind / "$0/host" && mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev"
+    exec chroot "$0" env TMPDIR=/dev/shm /usr/bin/linux.uml mem=4G root=/dev/ubda rw "ubd0=/host$1/disk" con=null con0=null,fd:1
+  ' "$sid" "$shared"
+}
+
+on_qemu() {
+  qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp "$(nproc)" -m 4G -nodefaults -display none -no-reboot \
+    -kernel "$shared/kernel" -initrd "$shared/initrd" -append "root=/dev/vda rw console=ttyS0 panic=-1" \
+    -drive "file=$shared/disk,if=virtio,format=raw,cache=unsafe" \
+    -virtfs local,path=/,mount_tag=host,security_model=none,multidevs=remap -serial stdio
+}
+
+if [[ $engine == cgroup2-runsc ]]; then
+  cp "$root"/boot/vmlinuz-* "$shared/kernel"
+  cp "$root"/boot/initrd.img-* "$shared/initrd"
+fi
+exec {lock}>&-
 : >"$shared/output"
 tail -n +1 -f "$shared/output" &
-# shellcheck disable=SC2016 # expanded in there
-unshare --mount --propagation private bash -c '
-  mkdir -p "$0/host" && mount --rbind / "$0/host" && mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev"
-  exec chroot "$0" env TMPDIR=/dev/shm /usr/bin/linux.uml mem=4G root=/dev/ubda rw "ubd0=/host$1/disk" con=null con0=null,fd:1
-' "$sid" "$shared" >"$shared/console" 2>&1 </dev/null || true
+{ if [[ $engine == cgroup2-runsc ]]; then on_qemu; else on_uml; fi; } >"$shared/console" 2>&1 </dev/null || true
 sleep 1 # tail has the last of it by then
 kill %1
 if [[ ! -e $shared/status ]]; then

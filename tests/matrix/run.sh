@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the engine tests on another engine than this host's, made of Debian sid. docs/engines.md says more.
 # Usage: run.sh PYTHON ENGINE [PYTEST ARGUMENTS]; ENGINE is docker, crun, podman, podman-runsc, rootless,
-# cgroup2, cgroup2-cgroupfs, rootless-docker, rootless-podman, or units (the systemd units).
+# cgroup2, cgroup2-cgroupfs, cgroup2-runsc, rootless-docker, rootless-podman, or units (the systemd units).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=$1 engine=$2
@@ -38,7 +38,7 @@ cat >"$shared/daemon.json" <<'JSON'
 JSON
 
 case $engine in
-  cgroup2 | cgroup2-cgroupfs | units | rootless-docker | rootless-podman)
+  cgroup2 | cgroup2-cgroupfs | cgroup2-runsc | units | rootless-docker | rootless-podman)
     tests/matrix/machine.sh "$python" "$root" "$engine" "$@"
     exit
     ;;
@@ -46,7 +46,7 @@ case $engine in
   crun | podman | rootless) runtime=crun ;;
   podman-runsc) runtime=runc ;; # which it does not have, so that only gVisor is tested
   *)
-    say "no engine is called '$engine'; there are docker, crun, podman, podman-runsc, rootless, cgroup2, cgroup2-cgroupfs, units, rootless-docker and rootless-podman"
+    say "no engine is called '$engine'; there are docker, crun, podman, podman-runsc, rootless, cgroup2, cgroup2-cgroupfs, cgroup2-runsc, units, rootless-docker and rootless-podman"
     exit 64
     ;;
 esac
