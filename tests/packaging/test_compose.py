@@ -17,11 +17,13 @@ from watching import PATIENCE, ask, until
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "a-key-of-this-test"
 QUEUE, HEALTH = "http://127.0.0.1:8081", "http://127.0.0.1:8082/health"
+# A name that no other worker here has.
+WORKER = f"test-{uuid.uuid4().hex[:12]}"
 # Health is asked for at once, and the worker's stop waits for no long poll.
-IMPATIENT = """
+IMPATIENT = f"""
 services:
-  queue: {healthcheck: {interval: 1s}}
-  worker: {healthcheck: {interval: 1s}, environment: {CRUCIBLE_POLL_WAIT: "1"}}
+  queue: {{healthcheck: {{interval: 1s}}}}
+  worker: {{healthcheck: {{interval: 1s}}, environment: {{CRUCIBLE_POLL_WAIT: "1", HOSTNAME: {WORKER}}}}}
 """
 LABEL = "com.docker.compose.service"
 
@@ -81,4 +83,4 @@ def test_compose_brings_up_a_queue_a_worker_and_redis(client, daemon, compose):
     compose("stop", "--timeout", "30")
     stopped = {name: about["State"]["ExitCode"] for name, about in services(client, compose).items()}
     assert stopped == {"queue": 0, "worker": 0, "redis": 0}
-    assert daemon.containers({"crucible.worker": "worker-1"}) == []
+    assert daemon.containers({"crucible.worker": WORKER}) == []

@@ -26,6 +26,12 @@ class Client:
     def ask(self, method: str, path: str, body: object = None) -> dict:
         return self._http.request(method, f"{self.url}{path}", json=body).check().json()
 
+    def printed(self, name: str) -> str:
+        """What a task has printed, once it has printed something."""
+        path, wait = f"{self.url}/tasks/{name}/logs?after=-1", {"Prefer": f"wait={PATIENCE:.0f}"}
+        told = self._http.request("GET", path, headers=wait, deadline=2 * PATIENCE).check().json()
+        return "".join(message["content"] for message in told["messages"])
+
     def submit(self, code: str, **values: object) -> str:
         name = f"t-{uuid.uuid4().hex[:8]}"
         self.ask("POST", "/tasks", {"eval_id": name, "code": code, "timeout": 300} | values)
@@ -86,8 +92,8 @@ def test_a_lease_is_renewed_for_as_long_as_the_task_runs_and_through_the_drain(l
 
 def test_a_cancelled_task_is_ended(leasing, leased_worker):
     name = leasing.submit(LONG)
-    worker = leased_worker()
-    worker.event("processing_task_started")
+    worker = leased_worker(CRUCIBLE_LIVE_LOGS="queue")
+    assert leasing.printed(name) == "so far\n"
     leasing.ask("DELETE", f"/tasks/{name}")
     result = leasing.result(name)
     assert (result["status"], result["reason"], result["stdout"]) == ("error", "cancelled", "so far\n")
