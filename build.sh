@@ -355,13 +355,20 @@ run_tests() {
 # Tests wait for engines and clocks most of their time: two halves side by side take little more than one.
 both_halves() {
   local half=(tests/worker tests/faults tests/packaging) log=build/tests.log code=0 other
-  "$dev/bin/python" -m pytest -p no:cacheprovider "${half[@]}" >"$log" 2>&1 </dev/null &
+  half_of_tests other "${half[@]}" >"$log" 2>&1 </dev/null &
   other=$!
-  "$dev/bin/python" -m pytest "${half[@]/#/--ignore=}" || code=$?
+  half_of_tests one "${half[@]/#/--ignore=}" || code=$?
   say "waiting for the other half (${half[*]}; log: $log)"
   wait "$other" || code=$?
   cat "$log"
   return "$code"
+}
+
+# half_of_tests NAME PYTEST ARGS...: what fails beside the other half is tried once more, and must pass then.
+half_of_tests() {
+  local pytest=("$dev/bin/python" -m pytest -o "cache_dir=build/tests-$1")
+  shift
+  "${pytest[@]}" "$@" || "${pytest[@]}" --last-failed --last-failed-no-failures none "$@"
 }
 
 # One tar of everything: the same bytes from the same source, Python and key, whoever makes it and where.
